@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packaging; the settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ctrbench" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="ctrbench",
+    version=VERSION,
+    description="Config-first benchmarking of click-through-rate models, in the style of FuxiCTR",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["ctrbench"],
+    package_data={"ctrbench": ["py.typed"]},
+    install_requires=[
+        "torch>=2.4,<3",
+        "fuxictr>=2.3.10,<2.4",
+        "h5py>=3.10,<4",
+        "polars>=1.30,<3",
+        "pandas>=2,<4",
+        "pyyaml>=6.0.1,<7",
+        "pydantic>=2.5,<3",
+        "numpy>=1.26,<3",
+        "scipy>=1.11,<2",
+        "rich>=13,<16",
+        "matplotlib>=3.8,<4",
+        "safetensors>=0.4,<1",
+        "filelock>=3.13,<5",
+    ],
+    extras_require={
+        "test": ["pytest>=8,<10", "pytest-xdist>=3.5,<4", "hypothesis>=6.100,<7", "scikit-learn>=1.4,<2"],
+        "lint": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["ctrbench=ctrbench.cli:main"]},
+)
