@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A split of the data, resident on the device, as an iterable of `{name: Tensor}` batches.
+
+Columns lie row-major side by side, ids in one integer matrix and reals in one float matrix, so that a shuffled batch is one
+`index_select` each and an ordered one is a slice. The tensors of a batch are views of these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctrbench.errors import DataError
+from ctrbench.features import FeatureMap
+from ctrbench.storage import SplitFile, open_split
+
+Batch = dict[str, Tensor]
+# Rows converted at a time while a split is read, so that reading needs little memory beyond the split itself.
+BLOCK_ROWS = 1 << 18
+
+
+class Batches:
+    """All rows of one split on `device`.
+
+    Args:
+        columns: name -> (N,) or (N, width) tensors; integers are ids, floats are reals.
+        batch_size: rows of a batch; the last one of an epoch may be smaller and is kept.
+        shuffle: draw a new order every epoch.
+        seed: with the number of the epoch, this fixes the order.
+        device: where the rows are kept.
+
+    Iterating yields one epoch: categorical (B,), sequence (B, L), numeric (B,), embedding (B, E), label (B,).
+    """
+
+    def __init__(
+        self,
+        columns: dict[str, Tensor],
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ):
+        if not columns:
+            raise DataError("a split without columns")
+        self.num_rows = len(next(iter(columns.values())))
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self.first_batch = 0
+        self._layout: dict[str, tuple[bool, int, int | None]] = {}
+        ids = {name: x for name, x in columns.items() if not x.is_floating_point()}
+        reals = {name: x for name, x in columns.items() if x.is_floating_point()}
+        self._ids = self._pack(ids, _common_id_type(ids), device)
+        self._reals = self._pack(reals, torch.float32, device)
+
+    def _pack(self, columns: dict[str, Tensor], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        widths = [1 if x.dim() == 1 else x.shape[1] for x in columns.values()]
+        packed = torch.empty((self.num_rows, sum(widths)), dtype=dtype, device=device)
+        first = 0
+        for (name, x), width in zip(columns.items(), widths, strict=True):
+            self._layout[name] = (x.is_floating_point(), first, None if x.dim() == 1 else width)
+            for start in range(0, self.num_rows, BLOCK_ROWS):
+                block = x[start : start + BLOCK_ROWS]
+                packed[start : start + len(block), first : first + width] = block.view(-1, width)
+            first += width
+        return packed
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path,
+        feature_map: FeatureMap,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        labels_required: bool = True,
+    ) -> Batches:
+        """Read the columns of `feature_map` from an H5 split.
+
+        Raises:
+            DataError: the file is missing or damaged, lacks a column, or does not fit the device.
+        """
+        with open_split(path, feature_map, labels_required=labels_required) as split:
+            names = [name for name in split.columns if name in feature_map.features or name in feature_map.labels]
+            _check_fits(split, names, feature_map, device)
+            try:
+                columns = {name: torch.from_numpy(_torch_ready(split.read(name))) for name in names}
+                return cls(columns, batch_size, shuffle, seed, device)
+            except torch.cuda.OutOfMemoryError as error:
+                raise DataError(f"{path}: {split.num_rows} rows do not fit the memory of {device}") from error
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_rows / self.batch_size)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns of a batch."""
+        return list(self._layout)
+
+    def column(self, name: str) -> Tensor:
+        """All rows of one column in file order, (N,) or (N, width), a view."""
+        return self._view(name, self._ids, self._reals)
+
+    def at(self, epoch: int, first_batch: int = 0) -> Batches:
+        """Set the epoch that the next iteration yields, and the batch that it starts from."""
+        self.epoch, self.first_batch = epoch, first_batch
+        return self
+
+    def __iter__(self) -> Iterator[Batch]:
+        first, self.first_batch = self.first_batch, 0
+        order = self._order(self.epoch) if self.shuffle else None
+        for start in range(first * self.batch_size, self.num_rows, self.batch_size):
+            stop = start + self.batch_size
+            if order is None:
+                ids, reals = self._ids[start:stop], self._reals[start:stop]
+            else:
+                rows = order[start:stop]
+                ids, reals = self._ids.index_select(0, rows), self._reals.index_select(0, rows)
+            yield {name: self._view(name, ids, reals) for name in self._layout}
+        self.epoch += 1
+
+    def _order(self, epoch: int) -> Tensor:
+        # Drawn on the CPU, so that a seed means the same order on every device.
+        generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+        return torch.randperm(self.num_rows, generator=generator).to(self._ids.device)
+
+    def _view(self, name: str, ids: Tensor, reals: Tensor) -> Tensor:
+        is_real, first, width = self._layout[name]
+        source = reals if is_real else ids
+        return source[:, first] if width is None else source[:, first : first + width]
+
+
+def _common_id_type(columns: dict[str, Tensor]) -> torch.dtype:
+    # 32 bits hold every vocabulary that fits memory; a raw meta id may need more.
+    wide = any(x.dtype == torch.int64 and x.numel() and x.abs().max() >= 2**31 for x in columns.values())
+    return torch.int64 if wide else torch.int32
+
+
+def _torch_ready(values: np.ndarray) -> np.ndarray:
+    # torch computes with few unsigned types; 16 bits of ids become 32.
+    if values.dtype in (np.uint16, np.uint32):
+        return values.astype(np.int32 if values.dtype == np.uint16 else np.int64)
+    return values.astype(np.float32) if values.dtype == np.float64 else values
+
+
+def _check_fits(split: SplitFile, names: list[str], feature_map: FeatureMap, device: torch.device | str) -> None:
+    device = torch.device(device)
+    widths = (
+        spec.get("max_len") or (spec.get("pretrain_dim") if spec.get("type") == "embedding" else None) or 1
+        for spec in (feature_map.features.get(name, {}) for name in names)
+    )
+    needed = 4 * sum(widths) * split.num_rows
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
+    if free and needed > free:
+        raise DataError(
+            f"{split.path}: its {split.num_rows} rows need {needed / 2**30:.1f} GiB on {device}, which has "
+            f"{free / 2**30:.1f} GiB free: use fewer columns (use_features) or a larger machine"
+        )
+
+
+def _available_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 0  # not Linux: let the allocation decide

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console entry points: `ctrbench run|evaluate|predict|interpret|check|leaderboard` and every model folder's run_expid.py.
+
+Bad input ends with one line per problem and exit status 2; an interrupted run with 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ctrbench import __version__
+from ctrbench.errors import CtrbenchError, TrainingError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`ctrbench <command>`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="ctrbench", description="Config-first benchmarks of CTR prediction.")
+    parser.add_argument("--version", action="version", version=f"ctrbench {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="train, validate and test one experiment")
+    _add_experiment_arguments(run, expid_default=None)
+    run.set_defaults(action=_run)
+
+    check = commands.add_parser("check", help="validate configurations without running them")
+    _add_experiment_arguments(check, expid_default=None)
+    check.set_defaults(action=_check)
+
+    evaluate = commands.add_parser("evaluate", help="metrics of a finished run on one of its splits")
+    _add_run_arguments(evaluate)
+    evaluate.add_argument("--metrics", nargs="+", help="metrics to compute; default: those of the configuration")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.set_defaults(action=_evaluate)
+
+    predict = commands.add_parser("predict", help="write the predictions of a finished run")
+    _add_run_arguments(predict)
+    predict.add_argument("--data", type=Path, help="raw CSV or Parquet rows to score instead of a split")
+    predict.add_argument("--output", type=Path, required=True, help="file to write, .csv or .parquet")
+    predict.set_defaults(action=_predict)
+
+    interpret = commands.add_parser("interpret", help="plot field interactions and Self-Mask activity of a finished run")
+    _add_run_arguments(interpret)
+    interpret.add_argument("--rows", type=int, nargs="+", default=[0, 1, 2, 3], help="rows of the split to explain")
+    interpret.add_argument("--output", type=Path, help="folder of the plots; default: the run directory")
+    interpret.set_defaults(action=_interpret)
+
+    leaderboard = commands.add_parser("leaderboard", help="a table of finished runs")
+    leaderboard.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="folder of run directories")
+    leaderboard.set_defaults(action=_leaderboard)
+    arguments = parser.parse_args(argv)
+    return _guard(lambda: arguments.action(arguments))
+
+
+def run_expid(zoo: Path, argv: Sequence[str] | None = None) -> int:
+    """`run_expid.py` of the model folder `zoo`, with FuxiCTR's flags and defaults; returns the exit status."""
+    parser = argparse.ArgumentParser(description=f"Run one experiment of {zoo.name}.")
+    parser.add_argument("--version", action="version", version=f"ctrbench {__version__}")
+    _add_experiment_arguments(parser, expid_default=f"{zoo.name}_test", config_default="./config/")
+    arguments = parser.parse_args(argv)
+    arguments.zoo = zoo
+    if not Path(arguments.config).is_dir() and (zoo / arguments.config).is_dir():
+        arguments.config = zoo / arguments.config  # as FuxiCTR's scripts, which change into their own folder
+    return _guard(lambda: _run(arguments))
+
+
+def _add_experiment_arguments(
+    parser: argparse.ArgumentParser, expid_default: str | None, config_default: str | None = None
+) -> None:
+    parser.add_argument("--config", default=config_default, help="configuration folder")
+    parser.add_argument("--expid", default=expid_default, help="experiment, a section of model_config.yaml")
+    parser.add_argument("--gpu", type=int, default=-1, help="GPU index; -1 is the CPU")
+    parser.add_argument("--seed", type=int, help="instead of the configured seed")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a configured value"
+    )
+    parser.add_argument("--fresh", action="store_true", help="do not continue an unfinished run")
+    if expid_default is None:
+        parser.add_argument("--zoo", type=Path, help="model folder; default: found by the experiment's name")
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, help="run directory, as runs/<dataset_id>/<expid>/seed_<seed>")
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    parser.add_argument("--gpu", type=int, default=-1, help="GPU index; -1 is the CPU")
+
+
+def _guard(action: Callable[[], int]) -> int:
+    try:
+        return action()
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except CtrbenchError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _locate(arguments: argparse.Namespace) -> tuple[Path, Path | None, list[str]]:
+    """The configuration folder, the model folder where it is known, and the experiments that are asked for."""
+    from ctrbench.config import list_expids
+
+    zoo = arguments.zoo
+    if arguments.config:
+        config_dir = Path(arguments.config)
+    elif zoo:
+        config_dir = zoo / "config"
+    else:
+        config_dir, zoo = _search(arguments.expid)
+    return config_dir, zoo, [arguments.expid] if arguments.expid else list_expids(config_dir)
+
+
+def _search(expid: str | None) -> tuple[Path, Path]:
+    from ctrbench.config import list_expids
+    from ctrbench.errors import ConfigError, did_you_mean
+
+    if expid is None:
+        raise ConfigError("--expid, --zoo or --config is needed: ctrbench run --expid SDCNv3_tiny")
+    here = Path.cwd()
+    root = next((p for p in (here, *here.parents, Path(__file__).resolve().parents[1]) if (p / "model_zoo").is_dir()), here)
+    known: list[str] = []
+    for zoo in sorted((root / "model_zoo").glob("*")):
+        if (zoo / "src").is_dir() and (zoo / "config").is_dir():
+            expids = list_expids(zoo / "config")
+            if expid in expids:
+                return zoo / "config", zoo
+            known += expids
+    raise ConfigError(f"--expid {expid}: no model folder in {root / 'model_zoo'} has it{did_you_mean(expid, known)}")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from ctrbench.config import load_experiment
+    from ctrbench.errors import ConfigError
+
+    config_dir, zoo, expids = _locate(arguments)
+    if len(expids) != 1 or not arguments.expid:
+        raise ConfigError(f"--expid is needed; {config_dir} has {', '.join(expids)}")
+    experiment = load_experiment(config_dir, arguments.expid, zoo, arguments.overrides, arguments.seed)
+    from ctrbench.run import run
+
+    report = run(experiment, arguments.gpu, arguments.fresh, shlex.join(["python", *sys.argv]))
+    for split, values in report["metrics"].items():
+        print(f"{split:5} " + "  ".join(f"{name} {value:.6f}" for name, value in values.items()))
+    print(f"everything about this run: {experiment.run_dir}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from ctrbench.config import load_experiment
+    from ctrbench.errors import ConfigError
+
+    config_dir, zoo, expids = _locate(arguments)
+    problems: list[str] = []
+    for expid in expids:
+        try:
+            load_experiment(config_dir, expid, zoo, arguments.overrides, arguments.seed)
+            print(f"{expid}: ok")
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from ctrbench.metrics import parse_metrics
+    from ctrbench.run import load_trained, open_batches
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    experiment, data, feature_map, trainer = load_trained(arguments.run_dir, arguments.gpu)
+    metrics = parse_metrics(arguments.metrics or experiment.training.metrics, feature_map.group_id)
+    batches = open_batches(experiment, data, feature_map, arguments.split, trainer.device)
+    values = trainer.evaluate(batches, metrics)
+    if arguments.json:
+        print(json.dumps(values))
+    else:
+        print("\n".join(f"{name}: {value:.6f}" for name, value in values.items()))
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from ctrbench.predict import write_predictions
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    rows = write_predictions(arguments.run_dir, arguments.output, arguments.split, arguments.data, arguments.gpu)
+    print(f"{rows} predictions: {arguments.output}")
+    return 0
+
+
+def _interpret(arguments: argparse.Namespace) -> int:
+    from ctrbench.interpret import plot_run
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for path in plot_run(arguments.run_dir, arguments.rows, arguments.split, arguments.output, arguments.gpu):
+        print(path)
+    return 0
+
+
+def _leaderboard(arguments: argparse.Namespace) -> int:
+    from ctrbench.leaderboard import read_reports, summarize, to_markdown
+
+    print(to_markdown(summarize(read_reports(arguments.folder))))
+    return 0

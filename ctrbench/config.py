@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From FuxiCTR's YAML files to one validated, frozen `Experiment`. Every problem is reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from ctrbench.errors import ConfigError, did_you_mean
+from ctrbench.files import sha256_of_value
+from ctrbench.schema import (
+    UNREAD_COLUMN_KEYS,
+    UNREAD_DATASET_KEYS,
+    UNREAD_MODEL_KEYS,
+    DatasetConfig,
+    TrainingConfig,
+)
+from ctrbench.validation import (
+    Where,
+    check_dataset,
+    check_model_params,
+    check_together,
+    check_values,
+    validate,
+)
+from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml
+
+# Settings that do not change a result: where it is written and how much is said on the way.
+_NO_EFFECT = frozenset({"model_root", "verbose", "checkpoint_every"})
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One experiment, complete: what `run_expid.py --expid X` needs to know.
+
+    Attributes:
+        expid: its name in model_config.yaml.
+        training: the framework's own settings.
+        model_params: keywords of the model's constructor.
+        dataset: the dataset's section.
+        zoo: the model folder.
+        root: the folder that relative paths are meant from.
+        source: file and section that the settings come from, for messages.
+    """
+
+    expid: str
+    training: TrainingConfig
+    model_params: dict[str, Any]
+    dataset: DatasetConfig
+    zoo: Path
+    root: Path
+    source: str
+
+    @property
+    def run_dir(self) -> Path:
+        """`<model_root>/<dataset_id>/<expid>/seed_<seed>`."""
+        settings = self.training
+        return self.root / settings.model_root / settings.dataset_id / self.expid / f"seed_{settings.seed}"
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 over everything that shapes the result."""
+        training = {k: v for k, v in self.training.model_dump().items() if k not in _NO_EFFECT}
+        dataset = self.dataset.model_dump(exclude={"data_root"})
+        return sha256_of_value({"training": training, "model": self.model_params, "dataset": dataset})
+
+    def to_yaml(self) -> str:
+        """All settings, defaults included, in the form that `load_run` reads."""
+        return dump_yaml(
+            {
+                "expid": self.expid,
+                "root": str(self.root),
+                "zoo": str(self.zoo),
+                "training": self.training.model_dump(),
+                "model": self.model_params,
+                "dataset": self.dataset.model_dump(exclude_unset=True),
+            }
+        )
+
+    def flat(self) -> dict[str, Any]:
+        """Model and training settings side by side, as FuxiCTR passes them to a constructor."""
+        return {**self.training.model_dump(), **self.model_params}
+
+
+def load_experiment(
+    config_dir: Path, expid: str, zoo: Path | None = None, overrides: Iterable[str] = (), seed: int | None = None
+) -> Experiment:
+    """Read, merge and validate one experiment.
+
+    Args:
+        config_dir: the folder of model_config.yaml (or model_config/*.yaml) and, where it has one, dataset_config.yaml.
+        expid: the section.
+        zoo: the model folder; by default the one that `config_dir` lies in, else `model_zoo/<model>`.
+        overrides: `key=value` texts that win over the files.
+        seed: wins over everything.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    root = find_root(config_dir)
+    section, origins = _model_section(config_dir, expid)
+    overridden = dict(_parse_override(text) for text in overrides)
+    if seed is not None:
+        overridden["seed"] = seed
+    dataset_keys = {k: v for k, v in overridden.items() if k in DatasetConfig.model_fields and k != "dataset_id"}
+    section.update({k: v for k, v in overridden.items() if k not in dataset_keys})
+    origins.update(dict.fromkeys(overridden, f"--set: {expid}"))
+    where = Where(f"{_model_files(config_dir)[0]}: {expid}", origins)
+
+    problems: list[str] = []
+    unread = sorted(set(section) & UNREAD_MODEL_KEYS)
+    training_keys = {k: v for k, v in section.items() if k in TrainingConfig.model_fields}
+    training = validate(TrainingConfig, training_keys, where, problems)
+    zoo = zoo or _find_zoo(config_dir, root, section.get("model"), where, problems)
+    model_params = {k: v for k, v in section.items() if k not in training_keys and k not in UNREAD_MODEL_KEYS}
+    if zoo is not None and training is not None:
+        problems += check_model_params(zoo, training.model, model_params, where)
+    if training is not None:
+        problems += check_values(training, where)
+    dataset, dataset_unread = _load_dataset(config_dir, root, section.get("dataset_id"), dataset_keys, where, problems)
+    if dataset is not None and training is not None:
+        problems += check_together(dataset, training, where)
+    if problems:
+        raise ConfigError(problems)
+    assert training is not None and dataset is not None and zoo is not None
+    if unread or dataset_unread:
+        logger.warning("Keys that nothing reads, accepted for FuxiCTR's sake: %s", ", ".join(unread + dataset_unread))
+    return Experiment(expid, training, model_params, dataset, zoo.resolve(), root, where.default)
+
+
+def load_run(run_dir: Path) -> Experiment:
+    """The experiment of a run directory, from its config.yaml.
+
+    Raises:
+        ConfigError: the directory holds no run, or its config.yaml was damaged.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir}: not a run directory, it has no config.yaml")
+    saved = load_yaml(path)
+    try:
+        training = TrainingConfig.modelvalidate(saved["training"])
+        dataset = DatasetConfig.modelvalidate(saved["dataset"])
+        paths = Path(saved["zoo"]), Path(saved["root"])
+        return Experiment(str(saved["expid"]), training, dict(saved["model"]), dataset, *paths, source=str(path))
+    except (KeyError, TypeError, pydantic.ValidationError) as error:
+        raise ConfigError(f"{path}: damaged: {str(error).splitlines()[0]}: run the experiment again") from error
+
+
+def list_expids(config_dir: Path) -> list[str]:
+    """The experiments of a configuration folder, in file order."""
+    names = [name for path in _model_files(config_dir) for name in load_yaml(path)]
+    return [name for name in dict.fromkeys(names) if name != "Base"]
+
+
+def find_root(config_dir: Path) -> Path:
+    """The folder that relative paths are meant from: the repository's, else the model folder around `config_dir`."""
+    config_dir = config_dir.resolve()
+    for folder in config_dir.parents:
+        if (folder / "model_zoo").is_dir() and (folder / "config" / "dataset_config").is_dir():
+            return folder
+    for folder in config_dir.parents:
+        if (folder / "src").is_dir():
+            return folder
+    return config_dir.parent
+
+
+def _model_files(config_dir: Path) -> list[Path]:
+    return _config_files(config_dir, "model_config") or _raise(
+        f"{config_dir}: not a configuration folder, it has neither model_config.yaml nor model_config/*.yaml"
+    )
+
+
+def _config_files(config_dir: Path, stem: str) -> list[Path]:
+    single = config_dir / f"{stem}.yaml"
+    return [single] if single.is_file() else sorted((config_dir / stem).glob("*.yaml"))
+
+
+def _raise(problem: str) -> Any:
+    raise ConfigError(problem)
+
+
+def _model_section(config_dir: Path, expid: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Base updated with the expid's section, and for each key the file and section that it comes from."""
+    base: dict[str, Any] = {}
+    found: dict[str, Any] | None = None
+    origins: dict[str, str] = {}
+    known: list[str] = []
+    for path in _model_files(config_dir):
+        content = load_yaml(path)
+        known += [name for name in content if name != "Base"]
+        for name in ("Base", expid):
+            if name in content and not isinstance(content[name], dict):
+                raise ConfigError(f"{path}: {name}: must be a section of keys, got {content[name]!r}")
+        for key, value in content.get("Base", {}).items():
+            base[key] = value
+            origins.setdefault(key, f"{path}: Base")
+        if expid in content and expid != "Base":
+            found = content[expid]
+            origins.update({str(key): f"{path}: {expid}" for key in content[expid]})
+    if found is None:
+        raise ConfigError(
+            f"{config_dir}: unknown expid '{expid}'{did_you_mean(expid, known)}; known: {', '.join(known) or 'none'}"
+        )
+    return {**base, **found}, origins
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: must be key=value")
+    return key.strip(), parse_yaml(value, f"--set {key.strip()}")
+
+
+def _find_zoo(config_dir: Path, root: Path, model: Any, where: Where, problems: list[str]) -> Path | None:
+    around = config_dir.resolve().parent
+    for folder in (around, root / "model_zoo" / str(model)):
+        if (folder / "src" / "__init__.py").is_file():
+            return folder
+    folders = [p.name for p in (root / "model_zoo").glob("*") if (p / "src").is_dir()]
+    if model is not None:
+        problems.append(
+            f"{where('model')}: no model folder, got '{model}'{did_you_mean(model, folders)}; known: {', '.join(folders)}"
+        )
+    return None
+
+
+def _load_dataset(
+    config_dir: Path, root: Path, dataset_id: Any, overrides: dict[str, Any], where: Where, problems: list[str]
+) -> tuple[DatasetConfig | None, list[str]]:
+    if not isinstance(dataset_id, str):
+        return None, []  # reported with the other training keys
+    known: list[str] = []
+    files = _config_files(config_dir, "dataset_config") + _config_files(root / "config", "dataset_config")
+    for path in files:
+        content = load_yaml(path)
+        known += content
+        if dataset_id in content:
+            section = content[dataset_id]
+            if not isinstance(section, dict):
+                raise ConfigError(f"{path}: {dataset_id}: must be a section of keys, got {section!r}")
+            origins = dict.fromkeys(overrides, f"--set: {dataset_id}")
+            section = {**section, **overrides}
+            unread = _drop_unread(section)
+            here = Where(f"{path}: {dataset_id}", origins)
+            for key in sorted(set(section) & set(TrainingConfig.model_fields) - set(DatasetConfig.model_fields)):
+                problems.append(f"{here(key)}: belongs in model_config, got {section.pop(key)!r}")
+            dataset = validate(DatasetConfig, {**section, "dataset_id": dataset_id}, here, problems)
+            if dataset is not None:
+                problems += check_dataset(dataset, root, here)
+            return dataset, unread
+    problems.append(
+        f"{where('dataset_id')}: unknown dataset, got '{dataset_id}'{did_you_mean(dataset_id, known)}; "
+        f"known: {', '.join(dict.fromkeys(known)) or 'none'}"
+    )
+    return None, []
+
+
+def _drop_unread(section: dict[str, Any]) -> list[str]:
+    unread = sorted(set(section) & UNREAD_DATASET_KEYS)
+    for key in unread:
+        del section[key]
+    columns = section.get("feature_cols")
+    if isinstance(columns, list):
+        section["feature_cols"] = [
+            {k: v for k, v in c.items() if k not in UNREAD_COLUMN_KEYS} if isinstance(c, dict) else c for c in columns
+        ]
+        in_columns = {k for c in columns if isinstance(c, dict) for k in c} & UNREAD_COLUMN_KEYS
+        unread += sorted(f"feature_cols.{k}" for k in in_columns)
+    return unread

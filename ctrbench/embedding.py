@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One merged table behind FuxiCTR's `FeatureEmbedding`: one gather forward and one scatter backward for all fields.
+
+`merge_embeddings(model)` swaps the module that looks up fields one by one for one that looks them all up at once. Outputs,
+gradients, initial weights and the names and shapes of the `state_dict` stay those of the stock module.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from fuxictr.pytorch.layers import FeatureEmbeddingDict
+from fuxictr.utils import not_in_whitelist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TABLE = "table"
+
+
+class MergedEmbeddingDict(nn.Module):
+    """Looks up every plain table of a `FeatureEmbeddingDict` in one table of all their rows, one below the other.
+
+    Row `offset[field] + id` holds the embedding of `id`. Numeric fields, pretrained tables and tables of a width of
+    their own keep their modules. Tables that fields share are stored once.
+
+    Args:
+        stock: the module to replace; its weights are taken over.
+        merged_fields: the fields whose tables are merged, all of one width.
+    """
+
+    def __init__(self, stock: FeatureEmbeddingDict, merged_fields: list[str]):
+        super().__init__()
+        self._feature_map = stock._feature_map
+        self.feature_encoders = stock.feature_encoders
+        self.embedding_layers = nn.ModuleDict(
+            {field: layer for field, layer in stock.embedding_layers.items() if field not in merged_fields}
+        )
+        self._row_ranges: dict[str, tuple[int, int]] = {}
+        weights: list[Tensor] = []
+        owners: dict[int, tuple[int, int]] = {}
+        padding_rows: list[int] = []
+        num_rows = 0
+        for field in merged_fields:
+            layer = stock.embedding_layers[field]
+            if id(layer) not in owners:
+                owners[id(layer)] = (num_rows, num_rows + layer.num_embeddings)
+                weights.append(layer.weight.detach())
+                if layer.padding_idx is not None:
+                    padding_rows.append(num_rows + layer.padding_idx)
+                num_rows += layer.num_embeddings
+            self._row_ranges[field] = owners[id(layer)]
+        self.table = nn.Parameter(torch.cat(weights))  # (sum of V, D)
+        self.register_buffer("_padding_rows", torch.tensor(padding_rows, device=self.table.device), persistent=False)
+        self.table.register_hook(self._drop_padding_gradient)
+        self.register_state_dict_post_hook(_split_table)
+        self.register_load_state_dict_pre_hook(_join_table)
+
+    def forward(
+        self, inputs: dict[str, Tensor], feature_source: Any = (), feature_type: Any = ()
+    ) -> OrderedDict[str, Tensor]:
+        """Embeddings by field, as the stock module: (B, D) each, (B, L, D) for a sequence without an encoder."""
+        features = self._feature_map.features
+        wanted = [
+            field
+            for field in inputs
+            if (field in self._row_ranges or field in self.embedding_layers)
+            and not (feature_source and not_in_whitelist(features[field]["source"], feature_source))
+            and not (feature_type and not_in_whitelist(features[field]["type"], feature_type))
+        ]
+        merged = self._gather({field: inputs[field] for field in wanted if field in self._row_ranges})
+        embeddings: OrderedDict[str, Tensor] = OrderedDict()
+        for field in wanted:
+            if field in merged:
+                embedding = merged[field]
+            elif features[field]["type"] == "numeric":
+                embedding = self.embedding_layers[field](inputs[field].float().view(-1, 1))
+            elif features[field]["type"] == "embedding":
+                embedding = self.embedding_layers[field](inputs[field].float())
+            else:
+                embedding = self.embedding_layers[field](inputs[field].long())
+            if field in self.feature_encoders:
+                embedding = self.feature_encoders[field](embedding)
+            embeddings[field] = embedding
+        return embeddings
+
+    # The stock code that turns such a dict into (B, F, D) or (B, N) needs nothing but `_feature_map`.
+    dict2tensor = FeatureEmbeddingDict.dict2tensor
+
+    def _gather(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not ids:
+            return {}
+        rows = torch.cat([x.view(len(x), -1) + self._row_ranges[field][0] for field, x in ids.items()], dim=1)
+        widths = [1 if x.dim() == 1 else x.shape[1] for x in ids.values()]
+        parts = F.embedding(rows, self.table).split(widths, dim=1)  # (B, sum of widths, D) in pieces
+        return {
+            field: part.squeeze(1) if x.dim() == 1 else part
+            for (field, x), part in zip(ids.items(), parts, strict=True)
+        }
+
+    def _drop_padding_gradient(self, gradient: Tensor) -> Tensor:
+        # F.embedding can leave out the gradient of one padding row only; here every field has its own.
+        return gradient.index_fill_(0, self._padding_rows, 0.0)
+
+
+def merge_embeddings(model: nn.Module) -> nn.Module:
+    """Merge the tables of every `FeatureEmbedding` in `model`, in place; a module with fewer than two stays as it is.
+
+    Parameters change identity, so this must come before an optimizer is made. Returns `model`.
+    """
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is FeatureEmbeddingDict:
+                merged_fields = _fields_of_commonest_width(child)
+                if len(merged_fields) > 1:
+                    setattr(module, name, MergedEmbeddingDict(child, merged_fields))
+    return model
+
+
+def embedding_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
+    """The parameters that `embedding_regularizer` applies to: all of every `FeatureEmbeddingDict`, as FuxiCTR counts."""
+    seen: set[int] = set()
+    for module in model.modules():
+        if type(module) is FeatureEmbeddingDict or isinstance(module, MergedEmbeddingDict):
+            for parameter in module.parameters():
+                if parameter.requires_grad and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter
+
+
+def _fields_of_commonest_width(stock: FeatureEmbeddingDict) -> list[str]:
+    by_width: dict[int, list[str]] = {}
+    for field, layer in stock.embedding_layers.items():
+        if type(layer) is nn.Embedding and layer.weight.requires_grad:
+            by_width.setdefault(layer.embedding_dim, []).append(field)
+    return max(by_width.values(), key=len, default=[])
+
+
+def _split_table(module: MergedEmbeddingDict, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    table = state.pop(prefix + TABLE)
+    for field, (first, last) in module._row_ranges.items():
+        state[f"{prefix}embedding_layers.{field}.weight"] = table[first:last]
+
+
+def _join_table(
+    module: MergedEmbeddingDict, state: dict[str, Tensor], prefix: str, *hook_arguments: Any
+) -> None:
+    rows: dict[tuple[int, int], Tensor] = {}
+    names = {field: f"{prefix}embedding_layers.{field}.weight" for field in module._row_ranges}
+    if not all(name in state for name in names.values()):
+        return  # load_state_dict then names the table as missing, or the rest as unexpected
+    for field, row_range in module._row_ranges.items():
+        weight = state[names[field]]
+        if weight.shape != (row_range[1] - row_range[0], module.table.shape[1]):
+            return
+        rows[row_range] = weight
+    for name in names.values():
+        del state[name]
+    state[prefix + TABLE] = torch.cat([rows[key].to(module.table.device) for key in sorted(rows)])

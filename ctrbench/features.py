@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The feature map: FuxiCTR's `feature_map.json`, read with every check that it needs and written atomically.
+
+FuxiCTR evaluates the `feature_encoder` strings of a feature map as Python. Here each one is parsed against a whitelist
+when the map is loaded, so that no other string ever reaches that evaluation.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fuxictr.features
+
+from ctrbench.errors import ConfigError, DataError, did_you_mean
+from ctrbench.files import sha256_of_value, write_json
+
+FEATURE_TYPES = ("numeric", "categorical", "sequence", "embedding", "meta")
+# What a `feature_specs` entry may override. The other keys describe the stored data and cannot be changed afterwards.
+OVERRIDABLE_KEYS = frozenset(
+    {"source", "embedding_dim", "emb_output_dim", "feature_encoder", "share_embedding", "pretrain_dim"}
+    | {"pretrain_usage", "freeze_emb"}
+)
+STORED_KEYS = frozenset({"type", "vocab_size", "max_len", "oov_idx", "padding_idx", "pretrained_emb"})
+_DIMENSIONS = ("embedding_dim", "emb_output_dim", "pretrain_dim")
+# Callable -> the types of its positional arguments and of its keyword arguments.
+_ENCODERS: dict[str, tuple[tuple[type, ...], dict[str, type]]] = {
+    "layers.MaskedAveragePooling": ((), {}),
+    "layers.MaskedSumPooling": ((), {}),
+    "layers.KMaxPooling": ((int, int), {}),
+    "nn.Linear": ((int, int), {"bias": bool}),
+    "nn.ReLU": ((), {}),
+    "nn.Sigmoid": ((), {}),
+    "nn.Tanh": ((), {}),
+    "nn.Identity": ((), {}),
+    "nn.Dropout": ((float,), {}),
+}
+
+
+class FeatureMap(fuxictr.features.FeatureMap):
+    """FuxiCTR's feature map; every FuxiCTR model accepts it.
+
+    Args:
+        dataset_id: name of the dataset.
+        data_dir: folder of feature_map.json; pretrained embeddings and the vocabulary are read from there.
+    """
+
+    def __init__(self, dataset_id: str, data_dir: str):
+        super().__init__(dataset_id, data_dir)
+        self._stored: dict[str, Any] | None = None
+
+    def load(self, json_file: str | Path, params: Mapping[str, Any]) -> None:
+        """Read `json_file` as `load_feature_map` does, into this object."""
+        loaded = load_feature_map(Path(json_file), self.dataset_id, params)
+        self.__dict__.update(loaded.__dict__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of feature_map.json for the present state, in FuxiCTR's layout."""
+        return {
+            "dataset_id": self.dataset_id,
+            "num_fields": self.num_fields,
+            "total_features": self.total_features,
+            "input_length": self.input_length,
+            "labels": list(self.labels),
+            "features": [{name: copy.deepcopy(dict(spec))} for name, spec in self.features.items()],
+        }
+
+    def save(self, json_file: str | Path) -> None:
+        """Write `to_dict()` to `json_file` atomically."""
+        self._stored = self.to_dict()
+        write_json(Path(json_file), self._stored)
+
+    def content_hash(self) -> str:
+        """SHA-256 of the JSON this map was loaded from or last saved as.
+
+        Run parameters (`use_features`, `feature_specs`, `embedding_dim`) leave it unchanged: it names the stored data.
+        """
+        return sha256_of_value(self._stored if self._stored is not None else self.to_dict())
+
+    def refresh_counts(self) -> None:
+        """Recompute num_fields, total_features and the column index from `features` and `labels`."""
+        specs = self.features.values()
+        self.num_fields = self.get_num_fields()
+        self.total_features = sum(1 for spec in specs if spec["type"] == "numeric") + sum(
+            spec["vocab_size"]
+            for spec in specs
+            if spec["type"] in ("categorical", "sequence") and spec.get("share_embedding") not in self.features
+        )
+        self.column_index: dict[str, int | list[int]] = {}
+        self.set_column_index()
+
+
+def load_feature_map(path: Path, dataset_id: str | None, params: Mapping[str, Any]) -> FeatureMap:
+    """Load feature_map.json and apply the run's parameters.
+
+    Args:
+        path: the JSON file, written by ctrbench or FuxiCTR (2.0 or later).
+        dataset_id: what the file must say; None accepts any.
+        params: may hold `embedding_dim` (default width), `group_id`, `use_features` (ordered subset of the features;
+            the `group_id` column is kept besides) and `feature_specs` (list of `{name: str | list, key: value, ...}`).
+
+    Raises:
+        DataError: the file is missing, damaged, incomplete, of another dataset, or names an encoder off the whitelist.
+        ConfigError: `params` name features or keys that do not exist.
+    """
+    stored = _read(path)
+    if dataset_id is not None and stored["dataset_id"] != dataset_id:
+        raise DataError(
+            f"{path}: it belongs to dataset_id '{stored['dataset_id']}', not '{dataset_id}': "
+            f"correct dataset_id or delete {path.parent} and build again"
+        )
+    feature_map = FeatureMap(stored["dataset_id"], str(path.parent))
+    feature_map._stored = stored
+    feature_map.labels = list(stored["labels"])
+    feature_map.default_emb_dim = params.get("embedding_dim")
+    features = OrderedDict((name, dict(spec)) for entry in stored["features"] for name, spec in entry.items())
+    for spec in features.values():
+        if spec["type"] == "embedding" and "pretrain_dim" not in spec and spec.get("embedding_dim"):
+            spec["pretrain_dim"] = spec["embedding_dim"]
+    group_id = _group_id(stored, params, features)
+    feature_map.group_id = group_id
+    _apply_feature_specs(features, params.get("feature_specs") or [])
+    feature_map.features = _use_features(features, params.get("use_features"), group_id)
+    for name, spec in feature_map.features.items():
+        if spec["type"] == "embedding" and "pretrain_dim" not in spec:
+            width = spec.get("embedding_dim") or feature_map.default_emb_dim
+            if not width:
+                raise DataError(
+                    f"{path}: feature '{name}' of type embedding has no pretrain_dim (the stored width): "
+                    "give it pretrain_dim in feature_cols or feature_specs"
+                )
+            spec["pretrain_dim"] = width
+    feature_map.refresh_counts()
+    return feature_map
+
+
+def feature_encoder_problem(encoder: object) -> str | None:
+    """Why `encoder` (a string or a list of strings) is not on the whitelist, or None when all of it is."""
+    for text in encoder if isinstance(encoder, list) else [encoder]:
+        if not isinstance(text, str) or not _is_allowed_encoder(text):
+            name = text.partition("(")[0].strip() if isinstance(text, str) else text
+            hint = did_you_mean(name, _ENCODERS) if name not in _ENCODERS else " (check its arguments)"
+            return f"feature_encoder {text!r} is not allowed{hint}; allowed are {_allowed_encoders()}"
+    return None
+
+
+def _allowed_encoders() -> str:
+    return ", ".join(
+        f"{name}({', '.join([t.__name__ for t in args] + [f'{k}={t.__name__}' for k, t in kwargs.items()])})"
+        for name, (args, kwargs) in _ENCODERS.items()
+    )
+
+
+def _is_allowed_encoder(text: str) -> bool:
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+        return False
+    if not isinstance(call.func.value, ast.Name):
+        return False
+    name = f"{call.func.value.id}.{call.func.attr}"
+    if name not in _ENCODERS:
+        return False
+    positional, keywords = _ENCODERS[name]
+    optional = name == "nn.Dropout"
+    if len(call.args) != len(positional) and not (optional and not call.args):
+        return False
+    values = list(zip(call.args, positional, strict=False))
+    values += [(k.value, keywords[k.arg]) for k in call.keywords if k.arg in keywords]
+    return len(values) == len(call.args) + len(call.keywords) and all(_is_literal(node, t) for node, t in values)
+
+
+def _is_literal(node: ast.expr, wanted: type) -> bool:
+    if not isinstance(node, ast.Constant):
+        return False
+    value: Any = node.value
+    if wanted is float:
+        return type(value) in (int, float) and 0 <= value < 1
+    return isinstance(value, int) and (wanted is bool or value > 0) and type(value) is wanted
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The checked content of a feature map file."""
+    remedy = f"delete the folder {path.parent} and run again to build it anew"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such feature map: build the dataset first, or correct data_root") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}): {remedy}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: damaged or truncated JSON ({error}): {remedy}") from None
+    if not isinstance(stored, dict):
+        raise DataError(f"{path}: not a feature map: {remedy}")
+    missing = [key for key in ("dataset_id", "labels", "features") if key not in stored]
+    if missing:
+        raise DataError(f"{path}: incomplete feature map, '{missing[0]}' is missing: {remedy}")
+    if not isinstance(stored["features"], list) or not all(
+        isinstance(entry, dict) and all(isinstance(spec, dict) for spec in entry.values())
+        for entry in stored["features"]
+    ):
+        raise DataError(f"{path}: incomplete feature map, 'features' is not a list of {{name: spec}}: {remedy}")
+    for entry in stored["features"]:
+        for name, spec in entry.items():
+            if problem := _spec_problem(spec):
+                raise DataError(f"{path}: feature '{name}': {problem}: {remedy}")
+    return stored
+
+
+def _spec_problem(spec: Mapping[str, Any]) -> str | None:
+    kind = spec.get("type")
+    if kind not in FEATURE_TYPES:
+        return f"type {kind!r} is not one of {', '.join(FEATURE_TYPES)}"
+    sizes = {"categorical": ("vocab_size",), "sequence": ("vocab_size", "max_len")}.get(kind, ())
+    for key in sizes:
+        if type(spec.get(key)) is not int or spec[key] < 1:
+            return f"{key} must be a positive integer, got {spec.get(key)!r}"
+    encoder = spec.get("feature_encoder")
+    return feature_encoder_problem(encoder) if encoder is not None else None
+
+
+def _group_id(stored: Mapping[str, Any], params: Mapping[str, Any], features: Mapping[str, Any]) -> str | None:
+    group_id = params.get("group_id")
+    if group_id is None:  # FuxiCTR 2.0 kept it in the file
+        group_id = stored.get("group_id")
+        return group_id if group_id in features else None
+    if group_id not in features:
+        raise ConfigError(f"group_id: '{group_id}' is not a column of the dataset{did_you_mean(group_id, features)}")
+    if features[group_id]["type"] not in ("meta", "categorical"):
+        raise ConfigError(
+            f"group_id: '{group_id}' is of type {features[group_id]['type']}, it must be meta or categorical"
+        )
+    return str(group_id)
+
+
+def _use_features(
+    features: OrderedDict[str, dict[str, Any]], names: Sequence[str] | None, group_id: str | None
+) -> OrderedDict[str, dict[str, Any]]:
+    if not names:
+        return features
+    problems = [
+        f"use_features: '{name}' is not a feature of the dataset{did_you_mean(name, features)}"
+        for name in names
+        if name not in features
+    ]
+    problems += [f"use_features: '{name}' is named twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    if problems:
+        raise ConfigError(problems)
+    kept = list(names) + ([group_id] if group_id is not None and group_id not in names else [])
+    return _reassign_shared(OrderedDict((name, features[name]) for name in kept), features)
+
+
+def _reassign_shared(
+    kept: OrderedDict[str, dict[str, Any]], features: Mapping[str, dict[str, Any]]
+) -> OrderedDict[str, dict[str, Any]]:
+    """Let the first kept feature of each shared table own it.
+
+    FuxiCTR silently gives a feature whose owner is left out or comes later a table of its own, not even initialised as
+    the others are.
+    """
+    owners: dict[str, str] = {}
+    for name, spec in kept.items():
+        root = name
+        while features[root].get("share_embedding") in features:
+            root = features[root]["share_embedding"]
+        owner = owners.setdefault(root, name)
+        kept[name] = {key: value for key, value in spec.items() if key != "share_embedding"}
+        if owner != name:
+            kept[name]["share_embedding"] = owner
+    return kept
+
+
+def _apply_feature_specs(features: Mapping[str, dict[str, Any]], overrides: Sequence[Mapping[str, Any]]) -> None:
+    problems: list[str] = []
+    for entry in overrides:
+        if not isinstance(entry, Mapping) or "name" not in entry:
+            problems.append(f"feature_specs: each entry needs a 'name', got {entry!r}")
+            continue
+        names = entry["name"] if isinstance(entry["name"], list) else [entry["name"]]
+        values = {key: value for key, value in entry.items() if key != "name"}
+        if "feature_encoder" in values and values["feature_encoder"] in ("null", "None", "none"):
+            values["feature_encoder"] = None
+        for key, value in values.items():
+            if problem := _override_problem(key, value, features):
+                problems.append(f"feature_specs: {entry['name']}: {problem}")
+        for name in names:
+            if name not in features:
+                hint = did_you_mean(name, features)
+                problems.append(f"feature_specs: '{name}' is not a feature of the dataset{hint}")
+            else:
+                features[name].update(values)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _override_problem(key: str, value: Any, features: Mapping[str, Any]) -> str | None:
+    if key in STORED_KEYS:
+        return f"'{key}' is fixed by the stored data: change it in feature_cols"
+    if key not in OVERRIDABLE_KEYS:
+        return f"unknown key '{key}'{did_you_mean(key, OVERRIDABLE_KEYS)}"
+    if key in _DIMENSIONS and (type(value) is not int or value < 1):
+        return f"{key} must be a positive integer, got {value!r}"
+    if key == "feature_encoder" and value is not None:
+        return feature_encoder_problem(value)
+    if key == "share_embedding" and value not in features:
+        return f"share_embedding names '{value}', which is not a feature{did_you_mean(value, features)}"
+    return None

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact metrics, computed where the predictions are: sorts and segment sums, no loop over groups.
+
+Nothing is copied to the host before the last line of `evaluate_metrics`, which fetches all figures at once. A figure
+that is not defined (AUC of one class, a group metric without a usable group, a prediction that is nan) is nan.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ctrbench.errors import ConfigError, DataError, did_you_mean
+
+_NDCG = re.compile(r"NDCG(?:@([1-9]\d*)|\(\s*(?:k\s*=\s*)?([1-9]\d*)\s*\))")
+
+
+def parse_metrics(names: Sequence[str], group_id: str | None = None) -> list[str]:
+    """Check metric names before a run spends any time.
+
+    Args:
+        names: the `metrics` (or monitored) names of a configuration.
+        group_id: the column that identifies a group; the group metrics need one.
+
+    Returns:
+        The names, unchanged and in order, each once.
+
+    Raises:
+        ConfigError: unknown names, or group metrics without a `group_id`; one line for each.
+    """
+    problems = []
+    for name in dict.fromkeys(names):
+        if not _is_known(name):
+            problems.append(f"metrics: unknown metric {name!r}{_suggestion(name)}; known: {', '.join(_KNOWN)}")
+        elif _is_group_metric(name) and group_id is None:
+            problems.append(f"metrics: {name} is computed within groups: set group_id to the column that names them")
+    if problems:
+        raise ConfigError(problems)
+    return list(dict.fromkeys(names))
+
+
+@torch.no_grad()
+def evaluate_metrics(
+    y_true: Tensor, y_pred: Tensor, metrics: Sequence[str], group_id: Tensor | None = None
+) -> dict[str, float]:
+    """Compute `metrics` in float64.
+
+    Args:
+        y_true: labels, (rows,); 0 or 1 except for MSE and MAE.
+        y_pred: predictions, (rows,), on the same device: probabilities for the logloss, any scores for the rankings.
+        metrics: names that `parse_metrics` accepts.
+        group_id: the group of each row, (rows,), in any order.
+
+    Returns:
+        One figure per name, in the order of `metrics`.
+
+    Raises:
+        ConfigError: as `parse_metrics`.
+        DataError: the tensors differ in length.
+    """
+    names = parse_metrics(metrics, None if group_id is None else "given")
+    lengths = [tuple(t.shape) for t in (y_true, y_pred, group_id) if t is not None]
+    if len(set(lengths)) > 1 or y_true.dim() != 1:
+        raise DataError(f"metrics: y_true, y_pred and group_id must be 1-D and of one length, got {lengths}")
+    if not names:
+        return {}
+    by_group = _Segments(y_true, y_pred, group_id) if any(_is_group_metric(name) for name in names) else None
+    figures = [by_group.compute(name) if by_group and _is_group_metric(name) else _ROW_METRICS[name](y_true, y_pred)
+               for name in names]  # fmt: skip
+    undefined = y_pred.isnan().any()  # a sort would rank nan highest and give a plausible figure
+    values = torch.stack(figures).masked_fill(undefined, torch.nan).tolist()
+    return dict(zip(names, values, strict=True))
+
+
+def auc(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """Area under the ROC curve, ties counted half: a scalar, nan when only one class is present."""
+    return _Segments(y_true, y_pred, None).auc()[0]
+
+
+def logloss(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """Mean binary cross entropy; probabilities are kept one float64 epsilon away from 0 and 1, as scikit-learn does."""
+    y, eps = y_true.double(), torch.finfo(torch.float64).eps
+    p = y_pred.double().clamp(eps, 1 - eps)
+    return -torch.where(y > 0, y * p.log(), 0.0).add(torch.where(y < 1, (1 - y) * (1 - p).log(), 0.0)).mean()
+
+
+def mse(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """Mean squared error."""
+    return (y_true.double() - y_pred.double()).square().mean()
+
+
+def mae(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """Mean absolute error."""
+    return (y_true.double() - y_pred.double()).abs().mean()
+
+
+class _Segments:
+    """The rows in order of (group, score), with every sum a scatter into one slot per group.
+
+    The number of groups is known only to the device, so there is a slot per row (one slot when there are no groups);
+    the slots after the last group stay empty and every average leaves them out.
+    """
+
+    def __init__(self, y_true: Tensor, y_pred: Tensor, group_id: Tensor | None):
+        order = torch.argsort(y_pred, stable=True)
+        if group_id is not None:
+            order = order[torch.argsort(group_id[order], stable=True)]
+        self.label, self.score = y_true[order], y_pred[order]
+        if group_id is None:
+            self.segment, self.slots = torch.zeros_like(order), 1
+        else:
+            self.segment, self.slots = _change_count(group_id[order]), order.numel()
+        self.size = self._sum(torch.ones_like(order))
+        self.end = self.size.cumsum(0)  # one past the last row of each segment
+        self.positives = self._sum((self.label > 0).long())
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return values.new_zeros(self.slots).index_add_(0, self.segment, values)
+
+    def compute(self, name: str) -> Tensor:
+        """The group metric called `name`: a scalar."""
+        if name in ("gAUC", "avgAUC"):
+            value = self.auc()
+            weight = self.size if name == "gAUC" else torch.ones_like(self.size)
+            return _average(value, weight.where(~value.isnan(), 0))
+        value = self.mrr() if name == "MRR" else self.ndcg(_ndcg_cutoff(name))
+        return _average(value, (self.size > 0).long())
+
+    def auc(self) -> Tensor:
+        """AUC per segment from midranks: U = (sum of the positives' ranks) - P (P + 1) / 2, AUC = U / (P Q).
+
+        Ranks are doubled, so that midranks and their sums are exact integers.
+        """
+        tie = _change_count(self.score, self.segment)
+        tied = torch.zeros_like(tie).index_add_(0, tie, torch.ones_like(tie))
+        doubled_rank = (2 * tied.cumsum(0) - tied + 1)[tie] - 2 * (self.end - self.size)[self.segment]
+        doubled_sum = self._sum(doubled_rank * (self.label > 0))
+        positives, negatives = self.positives, self.size - self.positives
+        doubled_u = doubled_sum - positives * (positives + 1)
+        return doubled_u.double() / (2.0 * positives.double() * negatives.double())  # 0 / 0 = nan for one class
+
+    def mrr(self) -> Tensor:
+        """Per segment, the mean of 1 / position over the positives; 0 without any."""
+        return _ratio(self._sum(self._gain() / self._position()), self.positives.double())
+
+    def ndcg(self, cutoff: int) -> Tensor:
+        """Per segment, sum of 1 / log2(position + 1) over positives in the first `cutoff`, over its best value."""
+        position = self._position()
+        discount = torch.log2(position + 1).reciprocal().where(position <= cutoff, 0.0)
+        ideal = discount * (position <= self.positives[self.segment])
+        return _ratio(self._sum(self._gain() * discount), self._sum(ideal))
+
+    def _gain(self) -> Tensor:
+        return (self.label > 0).double()
+
+    def _position(self) -> Tensor:
+        """1 for the highest score of a segment; of tied rows the later one comes first (ascending, reversed)."""
+        row = torch.arange(self.label.numel(), device=self.label.device)
+        return (self.end[self.segment] - row).double()
+
+
+def _change_count(*keys: Tensor) -> Tensor:
+    """For sorted rows, how many times any of `keys` has changed so far: 0, 0, 1, 1, 1, 2, ..."""
+    changed = torch.zeros(keys[0].numel(), dtype=torch.long, device=keys[0].device)
+    for key in keys:
+        changed[1:] |= key[1:] != key[:-1]
+    return changed.cumsum(0)
+
+
+def _average(value: Tensor, weight: Tensor) -> Tensor:
+    return value.where(weight > 0, 0.0).mul(weight).sum() / weight.sum()
+
+
+def _ratio(value: Tensor, total: Tensor) -> Tensor:
+    return torch.where(total > 0, value / total, 0.0)
+
+
+_ROW_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "AUC": auc, "logloss": logloss, "binary_crossentropy": logloss, "MSE": mse, "MAE": mae,
+}  # fmt: skip
+_GROUP_METRICS = ("gAUC", "avgAUC", "MRR")
+_KNOWN = (*_ROW_METRICS, *_GROUP_METRICS, "NDCG@10", "NDCG(k=10)")
+
+
+def _is_known(name: object) -> bool:
+    return isinstance(name, str) and (name in _KNOWN or _NDCG.fullmatch(name) is not None)
+
+
+def _is_group_metric(name: str) -> bool:
+    return name in _GROUP_METRICS or name.startswith("NDCG")
+
+
+def _ndcg_cutoff(name: str) -> int:
+    match = _NDCG.fullmatch(name)
+    assert match is not None  # parse_metrics has seen it
+    return int(match[1] or match[2])
+
+
+def _suggestion(name: object) -> str:
+    same = [known for known in _KNOWN if known.lower() == str(name).lower()]
+    return f" (did you mean '{same[0]}'?)" if same else did_you_mean(name, _KNOWN)

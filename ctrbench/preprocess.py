@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From raw CSV or Parquet files to a dataset folder: feature_map.json, feature_vocab.json, <split>.h5, manifest.json.
+
+The same JSON and the same ids as FuxiCTR's FeatureProcessor, in bounded memory and without Python per row.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ctrbench import manifest as manifests
+from ctrbench.encoding import encode
+from ctrbench.errors import ConfigError, DataError, did_you_mean
+from ctrbench.features import FeatureMap, feature_encoder_problem, load_feature_map
+from ctrbench.files import sha256_of_file, sha256_of_value, storage_error, write_text
+from ctrbench.fitting import Fitted, fit
+from ctrbench.rawdata import RawReader, resolve_files
+from ctrbench.schema import DatasetConfig, FeatureColumn
+from ctrbench.splits import SPLITS, plan_splits
+from ctrbench.storage import open_split
+from ctrbench.transforms import parse_preprocess
+
+FEATURE_MAP, FEATURE_VOCAB = "feature_map.json", "feature_vocab.json"
+LOCK = ".build.lock"
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A complete dataset.
+
+    Attributes:
+        path: its folder.
+        feature_map_file: feature_map.json.
+        splits: H5 file by split (train, valid, test), those that exist.
+        data_hash: identifies sources and settings; the same for two builds from the same.
+        num_rows: by split.
+    """
+
+    path: Path
+    feature_map_file: Path
+    splits: dict[str, Path]
+    data_hash: str
+    num_rows: dict[str, int]
+
+
+def build_dataset(
+    dataset: DatasetConfig, *, root: Path, task: str = "binary_classification", fresh: bool = False
+) -> DataFolder:
+    """Build a dataset unless a complete one from the same sources and settings is there.
+
+    Args:
+        dataset: the dataset section. Relative paths in it are meant from `root`. With `rebuild_dataset: false` existing
+            data is used but never replaced; where there is none, the raw files must hold ids (each categorical and
+            sequence column with its vocab_size).
+        root: folder of relative paths.
+        task: binary_classification demands labels 0 and 1.
+        fresh: build in any case.
+
+    Raises:
+        ConfigError: settings that contradict each other, all of them at once.
+        DataError: raw or stored data that cannot be used; names the file, the row, the column and the remedy.
+        CtrbenchError: the disk is full or the folder cannot be written. Nothing is left that counts as complete.
+    """
+    folder = root / dataset.data_root / dataset.dataset_id
+    if dataset.data_format == "h5":
+        return _ready_h5(dataset, root, folder)
+    if problems := _problems(dataset):
+        raise ConfigError(problems)
+    files = _source_files(dataset, root, folder)
+    settings = manifests.settings_hash(dataset, task)
+    if not fresh and (found := _reusable(dataset, folder, settings, files)) is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        _acquire(lock, folder)
+    except OSError as error:
+        raise storage_error(error, folder / LOCK) from error
+    try:
+        # Another process may have built it while this one waited.
+        if not fresh and (found := _reusable(dataset, folder, settings, files)) is not None:
+            return found
+        _build(dataset, root, folder, settings, files, task)
+    finally:
+        lock.release()
+    built = manifests.read(folder)
+    assert built is not None
+    return _data_folder(folder, built)
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logging.info("Waiting for the process that builds %s", folder)
+        lock.acquire()
+
+
+def _data_folder(folder: Path, manifest: dict[str, Any]) -> DataFolder:
+    rows = manifest["num_rows"]
+    splits = {split: folder / f"{split}.h5" for split in SPLITS if split in rows}
+    num_rows = {split: rows[split] for split in splits}
+    return DataFolder(folder, folder / FEATURE_MAP, splits, manifest["data_hash"], num_rows)
+
+
+def _reusable(dataset: DatasetConfig, folder: Path, settings: str, files: dict[str, list[Path]]) -> DataFolder | None:
+    """The dataset in `folder` if it may be used as it is.
+
+    Raises:
+        DataError: it is stale and `rebuild_dataset: false` forbids to replace it.
+    """
+    manifest = manifests.read(folder)
+    if manifest is None:
+        return None
+    reason = manifests.why_stale(folder, manifest, settings, files)
+    if reason is None:
+        return _data_folder(folder, manifest)
+    if not dataset.rebuild_dataset:
+        raise DataError(
+            f"{folder}: {reason}, and rebuild_dataset is false: set rebuild_dataset: true, restore the settings, "
+            "or use another dataset_id"
+        )
+    logging.info("Rebuild %s: %s", folder, reason)
+    return None
+
+
+def _source_files(dataset: DatasetConfig, root: Path, folder: Path) -> dict[str, list[Path]]:
+    """Raw files by split and pretrained files by feature; empty when all are gone and a built dataset remains."""
+    named = {split: getattr(dataset, f"{split}_data") for split in SPLITS}
+    prefix = f"dataset_config: {dataset.dataset_id}."
+    files: dict[str, list[Path]] = {}
+    try:
+        for split, text in named.items():
+            if text:
+                files[split] = resolve_files(root, text, dataset.data_format, f"{prefix}{split}_data")
+    except DataError:
+        if files or manifests.read(folder) is None:
+            raise
+        return {}
+    for column in dataset.feature_cols:
+        if column.active and column.pretrained_emb is not None:
+            where = f"{prefix}feature_cols.{column.name}.pretrained_emb"
+            files[f"pretrained_{column.name}"] = resolve_files(root, column.pretrained_emb, "*", where)
+    return files
+
+
+def _build(
+    dataset: DatasetConfig, root: Path, folder: Path, settings: str, files: dict[str, list[Path]], task: str
+) -> None:
+    if not files:
+        raise DataError(f"{folder}: its source files are gone, so it cannot be built: restore train_data")
+    if not dataset.rebuild_dataset:
+        _check_given_ids(dataset, folder)
+    start = time.perf_counter()
+    manifests.remove(folder, [FEATURE_MAP, FEATURE_VOCAB, *(f"{split}.h5" for split in SPLITS)])
+    for leftover in folder.glob(".*.partial"):
+        leftover.unlink(missing_ok=True)
+    # Hashing reads the same files beside the build, in a thread that holds no lock of the interpreter meanwhile.
+    with ThreadPoolExecutor(1, thread_name_prefix="source-hash") as hashing:
+        sources = hashing.submit(manifests.describe, files)
+        reader = RawReader(dataset, ids_given=not dataset.rebuild_dataset)
+        plan = plan_splits(dataset, reader, {split: files[split] for split in SPLITS if split in files})
+        for split, paths in plan.sources.items():
+            logging.info("Reading files: %s: %s", split, ", ".join(str(path) for path in paths))
+        fitted = fit(dataset, reader, plan, folder, root)
+        num_rows = encode(dataset, reader, plan, fitted, folder, task)
+        described = sources.result()
+    if not manifests.unchanged(described):
+        raise DataError(f"{folder}: the source files changed while they were read: run again when they are complete")
+    _write_vocabulary(folder / FEATURE_VOCAB, fitted)
+    fitted.feature_map.save(folder / FEATURE_MAP)
+    outputs = [folder / FEATURE_MAP, folder / FEATURE_VOCAB, *(folder / f"{split}.h5" for split in num_rows)]
+    outputs += sorted(folder.glob("pretrained_*"))
+    manifests.write(folder, described, settings, num_rows, outputs)
+    rows = sum(num_rows.values())
+    seconds = time.perf_counter() - start
+    logging.info("Built %s: %d rows in %.1f s (%.0f rows/s)", folder, rows, seconds, rows / seconds)
+
+
+def _write_vocabulary(path: Path, fitted: Fitted) -> None:
+    """feature_vocab.json, one line per feature: indenting millions of tokens would take longer than fitting them."""
+    features = fitted.feature_map.features
+    vocabularies = {name: fitted.vocabularies[name].to_dict() for name in features if name in fitted.vocabularies}
+    lines = [f"{json.dumps(name)}: {json.dumps(vocabulary)}" for name, vocabulary in vocabularies.items()]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _problems(dataset: DatasetConfig) -> list[str]:
+    """Everything in the settings that cannot work, one line each."""
+    prefix = f"dataset_config: {dataset.dataset_id}."
+    problems = []
+    if not dataset.train_data:
+        problems.append(f"{prefix}train_data: missing: name the training file")
+    for split in ("valid", "test"):
+        size, data = getattr(dataset, f"{split}_size"), getattr(dataset, f"{split}_data")
+        if size and data:
+            problems.append(f"{prefix}{split}_size: {split}_data is given too: keep one of them")
+        if isinstance(size, float) and size >= 1 and not size.is_integer():
+            problems.append(f"{prefix}{split}_size: a fraction below 1 or a number of rows, got {size}")
+    if max(dataset.valid_size, dataset.test_size) < 1 <= dataset.valid_size + dataset.test_size:
+        problems.append(f"{prefix}valid_size + test_size must be below 1")
+    active = [column for column in dataset.feature_cols if column.active]
+    if not active:
+        problems.append(f"{prefix}feature_cols: no active column")
+    if not dataset.label_col:
+        problems.append(f"{prefix}label_col: missing: name the label column")
+    for label in dataset.label_col:
+        parsed = parse_preprocess(label.preprocess, label.name) if label.preprocess else None
+        if isinstance(parsed, str):
+            problems.append(f"{prefix}label_col.{label.name}.preprocess: {parsed}")
+        if isinstance(label.fill_na, str):
+            problems.append(f"{prefix}label_col.{label.name}.fill_na: must be a number, got {label.fill_na!r}")
+    names = [label.name for label in dataset.label_col] + [column.name for column in dataset.feature_cols]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(f"{prefix}feature_cols: column '{name}' is defined twice")
+    for position, column in enumerate(active):
+        earlier = {c.name: c for c in active[:position]}
+        known = [c.name for c in active]
+        for key, problem in _column_problems(column, earlier, known, not dataset.rebuild_dataset):
+            problems.append(f"{prefix}feature_cols.{column.name}.{key}: {problem}")
+    return problems
+
+
+def _column_problems(
+    column: FeatureColumn, earlier: dict[str, FeatureColumn], known: list[str], ids_given: bool
+) -> list[tuple[str, str]]:
+    problems = []
+    parsed = parse_preprocess(column.preprocess, column.name) if column.preprocess else None
+    if isinstance(parsed, str):
+        problems.append(("preprocess", parsed))
+    if column.encoder is not None and (problem := feature_encoder_problem(column.encoder)):
+        problems.append(("feature_encoder", problem))
+    if isinstance(column.fill_na, str) and column.dtype != "str" and column.type not in ("sequence", "embedding"):
+        problems.append(("fill_na", f"must be a number, as dtype is {column.dtype}, got {column.fill_na!r}"))
+    if column.type == "numeric" and isinstance(column.fill_na, str) and column.dtype == "str":
+        problems.append(("fill_na", f"must be a number, as type is numeric, got {column.fill_na!r}"))
+    if column.normalizer and column.type != "numeric":
+        problems.append(("normalizer", f"only a numeric column has one, this is {column.type}"))
+    if column.splitter == "":
+        problems.append(("splitter", "must not be empty; null splits at white space"))
+    is_token = column.type in ("categorical", "sequence")
+    if column.pretrained_emb is not None and not is_token:
+        problems.append(("pretrained_emb", f"only categorical and sequence columns have one, this is {column.type}"))
+    if column.share_embedding is not None and (problem := _share_problem(column, earlier, known)):
+        problems.append(("share_embedding", problem))
+    if ids_given:
+        if is_token and column.vocab_size is None:
+            problems.append(("vocab_size", "needed when rebuild_dataset is false (the files hold ids)"))
+        if column.type == "sequence" and not column.max_len:
+            problems.append(("max_len", "needed when rebuild_dataset is false (the files hold ids)"))
+        if column.normalizer:
+            problems.append(("normalizer", "needs rebuild_dataset: true"))
+    return problems
+
+
+def _share_problem(column: FeatureColumn, earlier: dict[str, FeatureColumn], known: list[str]) -> str | None:
+    shared = column.share_embedding
+    if shared not in earlier:
+        if shared in known:
+            return f"'{shared}' comes later in feature_cols (or is this column): move it before this one"
+        return f"'{shared}' is not an active column{did_you_mean(shared, known)}"
+    other = earlier[shared]
+    if other.type not in ("categorical", "sequence") or column.type not in ("categorical", "sequence"):
+        return f"'{shared}' is {other.type} and this is {column.type}; both must be categorical or sequence"
+    kinds = [("text" if c.type == "sequence" or c.dtype == "str" else "numbers") for c in (column, other)]
+    if kinds[0] != kinds[1]:
+        return f"tokens here are {kinds[0]}, those of '{shared}' are {kinds[1]}, so none would match: use dtype: str"
+    return None
+
+
+def _check_given_ids(dataset: DatasetConfig, folder: Path) -> None:
+    """Files of another program must not be overwritten when rebuilding is switched off."""
+    if (folder / FEATURE_MAP).exists() and manifests.read(folder) is None:
+        raise DataError(
+            f"{folder}: it holds a feature_map.json without manifest.json, and rebuild_dataset is false: "
+            "set data_format: h5 to use H5 files of FuxiCTR, or delete the folder"
+        )
+
+
+def _ready_h5(dataset: DatasetConfig, root: Path, folder: Path) -> DataFolder:
+    """Check H5 files that are used as they are."""
+    feature_map = load_feature_map(folder / FEATURE_MAP, dataset.dataset_id, {"embedding_dim": 1})
+    splits, num_rows = {}, {}
+    for split in SPLITS:
+        text = getattr(dataset, f"{split}_data")
+        if not text:
+            continue
+        path = next((p for p in _h5_candidates(root, folder, text) if p.is_file()), root / text)
+        with open_split(path, feature_map, labels_required=split != "test", verify=False) as opened:
+            splits[split], num_rows[split] = path, opened.num_rows
+    if not splits:
+        raise ConfigError(f"dataset_config: {dataset.dataset_id}.train_data: missing: name the H5 files")
+    return DataFolder(folder, folder / FEATURE_MAP, splits, _h5_hash(folder, feature_map, splits), num_rows)
+
+
+def _h5_candidates(root: Path, folder: Path, text: str) -> list[Path]:
+    names = [text] if text.endswith(".h5") else [text, f"{text}.h5"]
+    return [base / name for base in (root, folder) for name in names]
+
+
+def _h5_hash(folder: Path, feature_map: FeatureMap, splits: dict[str, Path]) -> str:
+    """The manifest's data_hash for the files that it lists, otherwise a hash of the files."""
+    manifest = manifests.read(folder)
+    if manifest is not None and {split: folder / f"{split}.h5" for split in manifest["num_rows"]} == splits:
+        return str(manifest["data_hash"])
+    parts: dict[str, object] = {"feature_map": feature_map.content_hash()}
+    for split, path in splits.items():
+        with open_split(path, feature_map, labels_required=False, verify=False) as opened:
+            checksums = opened.checksums()
+            parts[split] = [opened.num_rows, checksums] if checksums is not None else sha256_of_file(path)
+    return sha256_of_value(parts)

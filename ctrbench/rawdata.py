@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raw CSV and Parquet files as a stream of blocks whose columns are typed, filled and preprocessed.
+
+CSV is read as text and cast here, so that a value that does not fit is reported with its file, row and column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ctrbench.errors import DataError, did_you_mean
+from ctrbench.schema import DatasetConfig, FeatureColumn, LabelColumn
+from ctrbench.transforms import Transform, parse_preprocess
+
+BLOCK_ROWS = 1 << 16
+_TYPES: dict[str, pl.DataType] = {"str": pl.String(), "int": pl.Int64(), "float": pl.Float64()}
+_MEANINGS = {"int": "an integer", "float": "a number", "str": "text"}
+
+
+def resolve_files(root: Path, text: str, data_format: str, where: str) -> list[Path]:
+    """The files that `text` names: a file, the *.<data_format> of a folder, or a glob; relative to `root`.
+
+    Raises:
+        DataError: there are none.
+    """
+    path = root / text
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = sorted(path.glob(f"*.{data_format}"))
+        if not files:
+            raise DataError(f"{where}: the folder {path} holds no *.{data_format} file")
+        return files
+    if any(sign in text for sign in "*?["):
+        pattern = Path(text)
+        base = Path(pattern.anchor) if pattern.is_absolute() else root
+        files = sorted(base.glob(str(pattern.relative_to(pattern.anchor) if pattern.is_absolute() else pattern)))
+        if files:
+            return files
+        raise DataError(f"{where}: no file matches {path}")
+    near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+    raise DataError(f"{where}: {path} does not exist{near}: download or prepare the data first, or correct the path")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of one file. Row numbers in messages count data rows from 1, the header not included."""
+
+    frame: pl.DataFrame
+    file: Path
+    first_row: int
+
+    def place(self, offset: int, column: str) -> str:
+        """`file: row R, column 'x'` of the row at `offset` in this block."""
+        return f"{self.file}: row {self.first_row + offset + 1}, column '{column}'"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """How one configured column gets its value; steps run in FuxiCTR's order."""
+
+    name: str
+    kind: str  # label, or the feature's type
+    dtype: str
+    fill: str | int | float | None
+    transform: Transform | None
+    splitter: str | None = None
+
+    @property
+    def reads(self) -> str:
+        return self.transform.source if self.transform else self.name
+
+
+class RawReader:
+    """Reads raw files of one dataset.
+
+    Columns come out as: label and numeric Float64; categorical and meta String, Int64 or Float64; sequence String (to
+    be split) or List(String); embedding List(Float32). None of them holds nulls, except a label without fill_na.
+
+    Args:
+        dataset: its configuration; `preprocess` values must have been checked with `parse_preprocess`.
+        ids_given: categorical and meta columns hold ids already: integers whatever their dtype says.
+    """
+
+    def __init__(self, dataset: DatasetConfig, *, ids_given: bool = False):
+        self._dataset = dataset
+        columns: list[FeatureColumn | LabelColumn] = [*dataset.label_col, *reversed(dataset.feature_cols)]
+        # FuxiCTR's order: a function that reads a column listed before its own sees the raw value of that column.
+        self._steps = [_step(column, ids_given) for column in columns]
+        # What the raw column is cast to, which differs from a step's result where a function turns numbers to tokens.
+        typed = [(column, step) for column, step in zip(columns, self._steps, strict=True) if step.kind != "embedding"]
+        self._types = {column.name: _raw_type(column, step) for column, step in typed}
+
+    def columns(self, file: Path) -> list[str]:
+        """Names of the columns of one file."""
+        return list(self._scan(file).collect_schema().names())
+
+    def count_rows(self, files: Collection[Path]) -> list[int]:
+        """Rows of each file."""
+        return [_guarded(file, lambda scan: scan.select(pl.len()).collect().item(), self._scan(file)) for file in files]
+
+    def missing(self, file: Path, wanted: Collection[str]) -> list[str]:
+        """Columns that `wanted` depend on and that the file lacks."""
+        present = set(self.columns(file))
+        return [name for name in self._plan(wanted)[1] if name not in present]
+
+    def blocks(self, files: Collection[Path], wanted: Collection[str]) -> Iterator[Block]:
+        """The prepared columns `wanted` of all rows, file after file.
+
+        Raises:
+            DataError: a file cannot be read, lacks a column, or holds a value that does not fit its column.
+        """
+        steps, raw = self._plan(wanted)
+        for file in files:
+            present = self.columns(file)
+            for name in raw:
+                if name not in present:
+                    raise DataError(
+                        f"{file}: column '{name}' is missing{did_you_mean(name, present)}: "
+                        "correct the name in dataset_config or set the column active: false"
+                    )
+            first_row = 0
+            batches = self._scan(file).select(raw).collect_batches(chunk_size=BLOCK_ROWS, maintain_order=True)
+            while (frame := _guarded(file, lambda iterator: next(iterator, None), iter(batches))) is not None:
+                block = Block(frame, file, first_row)
+                yield Block(_run_steps(block, _typed(block, self._types), steps).select(wanted), file, first_row)
+                first_row += frame.height
+
+    def _scan(self, file: Path) -> pl.LazyFrame:
+        limit = self._dataset.n_rows
+        if self._dataset.data_format == "csv":
+            scan = pl.scan_csv(file, separator=self._dataset.sep, infer_schema=False, n_rows=limit)
+        else:
+            scan = pl.scan_parquet(file, n_rows=limit)
+        try:
+            scan.collect_schema()
+        except pl.exceptions.NoDataError:
+            raise DataError(f"{file}: the file is empty: it needs a header and at least one row") from None
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise _unreadable(file, error) from None
+        return scan
+
+    def _plan(self, wanted: Collection[str]) -> tuple[list[_Step], list[str]]:
+        """The steps that `wanted` depend on, in order, and the raw columns that these read."""
+        needed, steps = set(wanted), []
+        for step in reversed(self._steps):
+            if step.name in needed:
+                steps.append(step)
+                needed.remove(step.name)
+                needed.add(step.reads)
+        return steps[::-1], sorted(needed)
+
+
+def _step(column: FeatureColumn | LabelColumn, ids_given: bool) -> _Step:
+    transform = parse_preprocess(column.preprocess, column.name) if column.preprocess else None
+    if isinstance(transform, str):
+        raise DataError(f"column '{column.name}': preprocess: {transform}")
+    if isinstance(column, LabelColumn):
+        return _Step(column.name, "label", "float", column.fill_na, transform)
+    kind, dtype = column.type, column.dtype
+    fill: str | int | float | None = column.na_value
+    if kind in ("numeric", "embedding"):
+        dtype = "int" if dtype == "int" else "float"
+        fill = 0 if fill == "" else fill
+    elif kind == "sequence":
+        dtype, fill = "str", "" if column.fill_na is None else str(column.fill_na)
+    elif ids_given:
+        dtype, fill = "int", column.fill_na if isinstance(column.fill_na, int) else None
+    elif dtype == "float" and transform is not None and transform.gives_integer:
+        # The result is meant, not the column that it replaces: tokens are 3, not 3.0, as in FuxiCTR.
+        dtype = "int"
+    if dtype == "str":
+        fill = str(fill)
+    return _Step(column.name, kind, dtype, fill, transform, column.splitter)
+
+
+def _raw_type(column: FeatureColumn | LabelColumn, step: _Step) -> str:
+    return column.dtype if isinstance(column, FeatureColumn) and step.transform is not None else step.dtype
+
+
+def _typed(block: Block, types: Mapping[str, str]) -> pl.DataFrame:
+    """Cast configured columns to their dtype; NaN counts as missing."""
+    before = block.frame
+    casts = {}
+    for name, dtype in before.schema.items():
+        if isinstance(dtype, pl.List | pl.Array):
+            continue
+        if name in types and dtype != _TYPES[types[name]]:
+            casts[name] = _cast(pl.col(name), dtype, types[name])
+        elif dtype.is_float():
+            casts[name] = pl.col(name).fill_nan(None)
+    after = before.with_columns(**casts)
+    for name in casts:
+        if name in types and after[name].null_count() > before[name].null_count():
+            _refuse_unreadable(block, name, before[name], after[name], _MEANINGS[types[name]])
+    return after
+
+
+def _cast(source: pl.Expr, present: pl.DataType, wanted: str) -> pl.Expr:
+    if isinstance(present, pl.Categorical | pl.Enum):
+        source, present = source.cast(pl.String), pl.String()
+    cast = source.cast(_TYPES[wanted], strict=False)
+    if wanted == "float":
+        return cast.fill_nan(None)
+    if wanted == "int" and present.is_float():  # 1.5 must not become 1
+        return pl.when(cast.cast(present) == source).then(cast)
+    return cast
+
+
+def _refuse_unreadable(block: Block, name: str, before: pl.Series, after: pl.Series, expected: str) -> None:
+    """Raise for the first row whose value was there and got lost; blank text and NaN are missing values."""
+    blank = before.cast(pl.String).str.strip_chars().str.to_lowercase().is_in(["", "nan"])
+    rows = (after.is_null() & before.is_not_null() & ~blank).arg_true()
+    if len(rows):
+        raise DataError(
+            f"{block.place(rows[0], name)}: {before[rows[0]]!r} is not {expected}: "
+            "correct the value, or the column's dtype in dataset_config"
+        )
+
+
+def _run_steps(block: Block, frame: pl.DataFrame, steps: list[_Step]) -> pl.DataFrame:
+    """Apply the steps in order, evaluating together those that do not read each other's results."""
+    batch: list[_Step] = []
+    for step in steps:
+        if any(step.reads == earlier.name for earlier in batch):
+            frame = _run_batch(block, frame, batch)
+            batch = []
+        batch.append(step)
+    return _run_batch(block, frame, batch)
+
+
+def _run_batch(block: Block, frame: pl.DataFrame, steps: list[_Step]) -> pl.DataFrame:
+    transformed = [step for step in steps if step.transform is not None]
+    after = frame.with_columns(_transformed(step).alias(step.name) for step in transformed)
+    for step in transformed:
+        values = after[step.name]
+        if values.null_count() and not isinstance(values.dtype, pl.List | pl.Array):
+            assert step.transform is not None
+            source = frame[step.reads]
+            expected = step.transform.expects + (f" (for column '{step.name}')" if step.reads != step.name else "")
+            _refuse_unreadable(block, step.reads, source, values, expected)
+    after = after.with_columns(_filled(step, after.schema[step.name], block).alias(step.name) for step in steps)
+    for step in steps:
+        _check_finite(block, step, after[step.name])
+    return after
+
+
+def _transformed(step: _Step) -> pl.Expr:
+    assert step.transform is not None
+    source = pl.col(step.reads)
+    if step.reads == step.name and step.fill is not None:  # FuxiCTR fills a column before it calls its function
+        source = source.fill_null(step.fill)
+    result = step.transform.expression(source)
+    if step.kind == "sequence" or step.kind == "embedding":
+        return result
+    return result.cast(_TYPES[step.dtype], strict=False)
+
+
+def _filled(step: _Step, dtype: pl.DataType, block: Block) -> pl.Expr:
+    values = pl.col(step.name)
+    if isinstance(dtype, pl.List | pl.Array):
+        if step.kind not in ("sequence", "embedding"):
+            raise DataError(
+                f"{block.file}: column '{step.name}' holds lists, but its type is {step.kind}: "
+                "set type: sequence (or embedding)"
+            )
+        inner = pl.String if step.kind == "sequence" else pl.Float32
+        lists = values.cast(pl.List(inner), strict=False)
+        return (lists.list.drop_nulls() if step.kind == "sequence" else lists).fill_null([])
+    if step.kind == "embedding":
+        numbers = values.cast(pl.String).str.split(step.splitter or "^").cast(pl.List(pl.Float32), strict=False)
+        is_missing = values.cast(pl.String).fill_null("") == ""
+        return pl.when(is_missing).then(pl.lit([], pl.List(pl.Float32))).otherwise(numbers)
+    if step.kind == "sequence":
+        return values.cast(pl.String).fill_null(step.fill)
+    return values if step.fill is None else values.fill_null(pl.lit(step.fill).cast(_TYPES[step.dtype]))
+
+
+def _check_finite(block: Block, step: _Step, values: pl.Series) -> None:
+    if step.kind in ("numeric", "label") and values.dtype.is_float() and values.is_infinite().any():
+        row = values.is_infinite().arg_true()[0]
+        raise DataError(f"{block.place(row, step.name)}: {values[row]} is not a finite number: correct the value")
+
+
+def _guarded(file: Path, action: Callable[[Any], Any], argument: Any) -> Any:
+    """`action(argument)` with polars' errors turned into one line that names the file."""
+    try:
+        return action(argument)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return DataError(f"{file}: cannot be read: {reason}: check data_format, sep and the file itself")

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One experiment -> one run directory with its weights, log, curve and report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from fuxictr.pytorch.torch_utils import seed_everything
+
+import ctrbench
+from ctrbench.batches import Batches
+from ctrbench.checkpoint import load_checkpoint, load_weights
+from ctrbench.config import Experiment, load_run
+from ctrbench.embedding import embedding_parameters
+from ctrbench.errors import ConfigError, DataError
+from ctrbench.features import FeatureMap, load_feature_map
+from ctrbench.files import write_json, write_text
+from ctrbench.preprocess import DataFolder, build_dataset
+from ctrbench.runlog import RunLog, as_json, watch
+from ctrbench.trainer import Trainer
+from ctrbench.zoo import build_model, load_model_class
+
+logger = logging.getLogger(__name__)
+SPLIT_TITLES = {"train": "Train", "valid": "Validation", "test": "Test"}
+
+
+def run(experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str = "") -> dict[str, Any]:
+    """Train, validate and test one experiment.
+
+    An unfinished run of the same configuration and data in the same run directory is continued from its last checkpoint;
+    a finished one is run anew.
+
+    Args:
+        experiment: what to run.
+        gpu: index of the GPU; -1 is the CPU.
+        fresh: do not continue an unfinished run.
+        command: how the run was started, for the report.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        CtrbenchError: bad input or a run that cannot go on, as one clear line.
+    """
+    started = time.perf_counter()
+    check_gpu(gpu)
+    settings = experiment.training
+    with RunLog(settings.verbose) as log:
+        logger.info("ctrbench version: %s", ctrbench.__version__)
+        logger.info("Params: %s", as_json({**experiment.flat(), "gpu": gpu, "model_id": experiment.expid}))
+        seed_everything(settings.seed)
+        data = build_dataset(experiment.dataset, root=experiment.root, task=settings.task)
+        data_seconds = time.perf_counter() - started
+        feature_map, trainer = prepare(experiment, data, gpu)
+        run_dir = experiment.run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with _exclusive(run_dir):
+            is_resumed = not fresh and _can_resume(experiment, data)
+            _clear(run_dir, keep_progress=is_resumed)
+            log.open(run_dir / "train.log", append=is_resumed)
+            write_text(run_dir / "config.yaml", experiment.to_yaml())
+            write_json(run_dir / "data_hash.json", data.data_hash)
+            parameters = count_parameters(trainer)
+            logger.info("Total number of parameters: %d.", parameters["total"])
+            report = _train_and_test(experiment, trainer, data, feature_map, run_dir, is_resumed)
+            report["timings"].update(data_seconds=data_seconds, total_seconds=time.perf_counter() - started)
+            report.update(
+                parameters=parameters,
+                peak_memory=_peak_memory(trainer.device),
+                environment=_environment(experiment.root, trainer.device),
+                data_hash=data.data_hash,
+                config_hash=experiment.config_hash,
+                command=command,
+                is_resumed=is_resumed,
+            )
+            write_json(run_dir / "report.json", report)
+            _append_result(experiment, report, command)
+            write_text(run_dir / "DONE", "")
+            logger.info("Report: %s", run_dir / "report.json")
+    return report
+
+
+def prepare(experiment: Experiment, data: DataFolder, gpu: int, run_dir: Path | None = None) -> tuple[FeatureMap, Trainer]:
+    """The feature map and a trainer with an untrained model on its device."""
+    settings = experiment.training
+    flat = experiment.flat()
+    feature_map = load_feature_map(data.feature_map_file, settings.dataset_id, flat)
+    logger.info("Feature specs: %s", as_json(feature_map.features))
+    model_class = load_model_class(experiment.zoo, settings.model)
+    params = {**flat, "gpu": gpu, "model_id": experiment.expid, "model_root": str(experiment.root / settings.model_root)}
+    model = build_model(model_class, feature_map, params, experiment.source)
+    torch.set_num_threads(_num_threads(settings.batch_size, feature_map))
+    run_dir = run_dir or experiment.run_dir
+
+    def write_curve(history: list[dict[str, Any]]) -> None:
+        write_text(run_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in history))
+
+    return feature_map, Trainer(model, settings, run_dir, watch if settings.verbose else None, write_curve)
+
+
+def open_batches(
+    experiment: Experiment, data: DataFolder, feature_map: FeatureMap, split: str, device: torch.device
+) -> Batches:
+    """One split on the device; `train` in shuffled batches, the others in order and in large ones.
+
+    Raises:
+        DataError: the dataset has no such split.
+    """
+    if split not in data.splits:
+        raise DataError(f"{data.path}: no {split} split; it has {', '.join(data.splits)}: set {split}_data in dataset_config")
+    settings = experiment.training
+    large = 1 << 17 if device.type == "cuda" else 1 << 13
+    is_train = split == "train"
+    size = settings.batch_size if is_train else settings.eval_batch_size or max(settings.batch_size, large)
+    shuffle = is_train and settings.shuffle
+    batches = Batches.from_file(
+        data.splits[split], feature_map, size, shuffle, settings.seed, device, labels_required=split != "test"
+    )
+    logger.info("%s samples: total/%d, blocks/1", SPLIT_TITLES[split], batches.num_rows)
+    return batches
+
+
+def load_trained(run_dir: Path, gpu: int = -1) -> tuple[Experiment, DataFolder, FeatureMap, Trainer]:
+    """The best model of a finished run, with its data.
+
+    Raises:
+        ConfigError: `run_dir` holds no run.
+        DataError: the data changed since, or the weights are missing or damaged.
+    """
+    check_gpu(gpu)
+    experiment = load_run(run_dir)
+    data = build_dataset(experiment.dataset, root=experiment.root, task=experiment.training.task)
+    report_file = run_dir / "report.json"
+    if report_file.is_file():
+        trained_on = json.loads(report_file.read_text(encoding="utf-8")).get("data_hash")
+        if trained_on != data.data_hash:
+            raise DataError(
+                f"{data.path}: not the data that {run_dir} was trained on (hash {data.data_hash[:12]}, then "
+                f"{str(trained_on)[:12]}): restore the raw files and settings, or run the experiment again"
+            )
+    feature_map, trainer = prepare(experiment, data, gpu, run_dir)
+    load_weights(run_dir / "best.safetensors", trainer.model)
+    return experiment, data, feature_map, trainer
+
+
+def check_gpu(gpu: int) -> None:
+    """Refuse a GPU that does not exist, where FuxiCTR would silently use the CPU."""
+    count = torch.cuda.device_count() if gpu >= 0 else 0
+    if gpu < -1 or gpu >= max(count, 0) and gpu >= 0:
+        have = f"{count} GPU{'s' if count != 1 else ''}" + (f", 0 to {count - 1}" if count else "")
+        raise ConfigError(f"--gpu {gpu}: no such GPU, this machine has {have}: use --gpu -1 for the CPU")
+
+
+def count_parameters(trainer: Trainer) -> dict[str, int]:
+    """Trainable parameters: in embedding tables, in the network, and in total."""
+    total = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    embedding = sum(p.numel() for p in embedding_parameters(trainer.model))
+    return {"total": total, "embedding": embedding, "network": total - embedding}
+
+
+def _train_and_test(
+    experiment: Experiment, trainer: Trainer, data: DataFolder, feature_map: FeatureMap, run_dir: Path, resume: bool
+) -> dict[str, Any]:
+    batches = {split: open_batches(experiment, data, feature_map, split, trainer.device) for split in data.splits}
+    train, valid = batches["train"], batches.get("valid")
+    if valid is None:
+        logger.warning("No validation split: training for all %d epochs without early stopping", experiment.training.epochs)
+    progress = trainer.fit(train, valid, resume)
+    metrics: dict[str, Any] = {}
+    started = time.perf_counter()
+    for split, title in (("valid", "****** Validation evaluation ******"), ("test", "******** Test evaluation ********")):
+        if split in batches and feature_map.labels[0] in batches[split].names:
+            logger.info(title)
+            metrics[split] = trainer.evaluate(batches[split])
+    rows = progress.epoch * train.num_rows + min(progress.batch * train.batch_size, train.num_rows)
+    return {
+        "expid": experiment.expid,
+        "model": experiment.training.model,
+        "dataset_id": experiment.training.dataset_id,
+        "seed": experiment.training.seed,
+        "metrics": metrics,
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch + (1 if progress.is_stopped else 0),
+        "rows": {split: b.num_rows for split, b in batches.items()},
+        "timings": {
+            "train_seconds": progress.train_seconds,
+            "evaluate_seconds": progress.evaluate_seconds + time.perf_counter() - started,
+        },
+        "train_rows_per_second": rows / max(progress.train_seconds, 1e-9),
+        "uses_fast_path": trainer.uses_fast_path,
+    }
+
+
+def _num_threads(batch_size: int, feature_map: FeatureMap) -> int:
+    # Below this many activations per layer a second thread costs more in hand-over than it computes. The rule looks at
+    # nothing but the experiment and the cores, so that a repeated run adds in the same order.
+    is_small = batch_size * feature_map.sum_emb_out_dim() < 1 << 17
+    return 1 if is_small else min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+
+
+def _can_resume(experiment: Experiment, data: DataFolder) -> bool:
+    run_dir = experiment.run_dir
+    if (run_dir / "DONE").exists() or not (run_dir / "last.ckpt").exists():
+        return False
+    try:
+        previous = load_run(run_dir)
+        same = previous.config_hash == experiment.config_hash
+        load_checkpoint(run_dir / "last.ckpt")
+        same = same and json.loads((run_dir / "data_hash.json").read_text()) == data.data_hash
+    except (ConfigError, DataError, OSError, ValueError):
+        same = False
+    if not same:
+        logger.info("The unfinished run in %s is of another configuration or data, or damaged: starting anew", run_dir)
+    return same
+
+
+def _clear(run_dir: Path, keep_progress: bool) -> None:
+    for name in ("DONE", "report.json"):
+        (run_dir / name).unlink(missing_ok=True)
+    if not keep_progress:
+        for name in ("metrics.jsonl", "best.safetensors", "last.ckpt", "data_hash.json", "train.log"):
+            (run_dir / name).unlink(missing_ok=True)
+
+
+def _exclusive(run_dir: Path) -> Any:
+    try:
+        return filelock.FileLock(run_dir / ".lock").acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise ConfigError(f"{run_dir}: another process is running this experiment: wait for it, or use another seed") from error
+
+
+def _append_result(experiment: Experiment, report: dict[str, Any], command: str) -> None:
+    """FuxiCTR's result row, in `<model_root>/results.csv`; one writer at a time."""
+    path = experiment.root / experiment.training.model_root / "results.csv"
+
+    def cell(split: str) -> str:
+        values = report["metrics"].get(split, {})
+        return " - ".join(f"{name}: {value:.6f}" for name, value in values.items()) or "N.A."
+
+    row = (
+        f" {time.strftime('%Y%m%d-%H%M%S')},[command] {command},[exp_id] {experiment.expid},"
+        f"[dataset_id] {experiment.training.dataset_id},[train] N.A.,[val] {cell('valid')},[test] {cell('test')}\n"
+    )
+    with filelock.FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as stream:
+        stream.write(row)
+
+
+def _peak_memory(device: torch.device) -> dict[str, int]:
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["device_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def _environment(root: Path, device: torch.device) -> dict[str, Any]:
+    packages = ("torch", "fuxictr", "numpy", "polars", "h5py")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "ctrbench": ctrbench.__version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(root),
+    }
+
+
+def _git_commit(root: Path) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty"], cwd=root, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

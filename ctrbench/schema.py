@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keys of a configuration: names, types, ranges and defaults, as pydantic models.
+
+FuxiCTR's names throughout. `config.py` reads the YAML and turns what pydantic finds into one line per problem.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Scalar = str | int | float
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+def _none_if_spelled(value: Any) -> Any:
+    return None if value in ("None", "none", "null") else value
+
+
+# FuxiCTR accepts a quoted "null" where it means no encoder.
+OptionalEncoder = Annotated[str | list[str] | None, BeforeValidator(_none_if_spelled)]
+
+
+class _Section(BaseModel):
+    """Strict: `"5"` is not 5 and 1 is not true; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class FeatureColumn(_Section):
+    """One entry of `feature_cols` (after a list of names has been expanded to one entry each)."""
+
+    name: str
+    active: bool = True
+    dtype: Literal["str", "int", "float"] = "str"
+    type: Literal["numeric", "categorical", "sequence", "embedding", "meta"]
+    source: str = ""
+    fill_na: Scalar | None = None
+    preprocess: str | None = None
+    normalizer: Literal["StandardScaler", "MinMaxScaler"] | None = None
+    embedding_dim: PositiveInt | None = None
+    emb_output_dim: PositiveInt | None = None
+    feature_encoder: OptionalEncoder = None
+    share_embedding: str | None = None
+    pretrained_emb: str | None = None
+    pretrain_dim: PositiveInt | None = None
+    pretrain_usage: Literal["init", "sum", "concat"] = "init"
+    freeze_emb: bool = True
+    min_categr_count: PositiveInt | None = None
+    remap: bool = True
+    vocab_size: Annotated[int, Field(ge=2)] | None = None
+    splitter: str | None = "^"
+    max_len: NonNegativeInt = 0
+    padding: Literal["pre", "post"] = "post"
+
+    @property
+    def na_value(self) -> Scalar:
+        """What a missing value is filled with before anything else; this token never enters the vocabulary."""
+        if self.fill_na is not None:
+            return self.fill_na
+        return {"str": "", "int": 0, "float": 0.0}[self.dtype]
+
+    @property
+    def encoder(self) -> str | list[str] | None:
+        """The feature encoder that the feature map names; sequences are averaged unless `feature_encoder` says otherwise."""
+        if self.type == "sequence" and "feature_encoder" not in self.model_fields_set:
+            return "layers.MaskedAveragePooling()"
+        return self.feature_encoder
+
+
+class LabelColumn(_Section):
+    """One entry of `label_col`."""
+
+    name: str
+    dtype: Literal["str", "int", "float"] = "float"
+    fill_na: Scalar | None = None
+    preprocess: str | None = None
+
+
+class DatasetConfig(_Section):
+    """One section of `dataset_config.yaml`."""
+
+    dataset_id: str
+    data_root: str = "./data/"
+    data_format: Literal["csv", "parquet", "h5"] = "csv"
+    train_data: str | None = None
+    valid_data: str | None = None
+    test_data: str | None = None
+    feature_cols: list[FeatureColumn] = []
+    label_col: list[LabelColumn] = []
+    min_categr_count: PositiveInt = 1
+    sep: str = ","
+    n_rows: PositiveInt | None = None
+    rebuild_dataset: bool = True
+    valid_size: Annotated[float, Field(ge=0)] | NonNegativeInt = 0
+    test_size: Annotated[float, Field(ge=0)] | NonNegativeInt = 0
+    split_type: Literal["sequential", "random"] = "sequential"
+    split_seed: NonNegativeInt = 2018
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_lists(cls, section: Any) -> Any:
+        """`label_col` may be one mapping; a feature entry may name several columns at once."""
+        if not isinstance(section, dict):
+            return section
+        section = dict(section)
+        if isinstance(section.get("label_col"), dict):
+            section["label_col"] = [section["label_col"]]
+        columns = section.get("feature_cols")
+        if isinstance(columns, list):
+            section["feature_cols"] = [
+                {**column, "name": name}
+                for column in columns
+                if isinstance(column, dict)
+                for name in (column.get("name") if isinstance(column.get("name"), list) else [column.get("name")])
+            ] + [column for column in columns if not isinstance(column, dict)]
+        return section
+
+
+class TrainingConfig(_Section):
+    """The keys of a model_config section that the framework itself reads; all others belong to the model."""
+
+    model: str
+    dataset_id: str
+    task: Literal["binary_classification", "regression"] = "binary_classification"
+    loss: str = "binary_crossentropy"
+    metrics: list[str] = ["AUC", "logloss"]
+    monitor: str | dict[str, float | int] = "AUC"
+    monitor_mode: Literal["max", "min"] = "max"
+    optimizer: str = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    embedding_regularizer: float | str | None = None
+    net_regularizer: float | str | None = None
+    max_gradient_norm: Annotated[float, Field(gt=0)] = 10.0
+    batch_size: PositiveInt = 10000
+    eval_batch_size: PositiveInt | None = None
+    epochs: PositiveInt = 100
+    shuffle: bool = True
+    seed: NonNegativeInt = 2024
+    early_stop_patience: PositiveInt = 2
+    reduce_lr_on_plateau: bool = True
+    lr_decay_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    eval_steps: PositiveInt | None = None
+    save_best_only: bool = True
+    checkpoint_every: PositiveInt | None = None
+    group_id: str | None = None
+    use_features: list[str] | None = None
+    feature_specs: list[dict[str, Any]] | None = None
+    model_root: str = "./runs/"
+    verbose: NonNegativeInt = 1
+
+
+# Keys of stock FuxiCTR files that nothing here reads: accepted, with one warning that names them.
+UNREAD_MODEL_KEYS = frozenset(
+    {"pickle_feature_encoder", "feature_config", "num_workers", "debug_mode", "data_loader", "version", "gpu"}
+)
+UNREAD_DATASET_KEYS = frozenset({"data_block_size", "num_buckets"})
+UNREAD_COLUMN_KEYS = frozenset({"encoder", "na_value"})

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model folders: `<folder>/src/` holds a model class, `<folder>/config/` its experiments.
+
+Folders are found by path, never by an import name: the fuxictr wheel installs a top-level package `model_zoo` too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ctrbench import deferred
+from ctrbench.errors import ConfigError, did_you_mean
+
+deferred.prepare()
+
+from fuxictr.pytorch.models import BaseModel  # noqa: E402
+from fuxictr.pytorch.torch_utils import get_loss  # noqa: E402
+from torch import nn  # noqa: E402
+
+
+def load_model_class(folder: Path, name: str) -> type[nn.Module]:
+    """The class `name` of the package `<folder>/src`.
+
+    Raises:
+        ConfigError: there is no such folder or class, or its code does not import (with the error and its place).
+    """
+    init = folder / "src" / "__init__.py"
+    if not init.is_file():
+        raise ConfigError(f"{folder}: not a model folder, it has no src/__init__.py")
+    package = _import_package(init)
+    found = getattr(package, name, None)
+    if inspect.ismodule(found):  # `from .src import X` in FuxiCTR's folders may name the module
+        found = getattr(found, name, None)
+    if not inspect.isclass(found):
+        classes = [n for n, c in vars(package).items() if inspect.isclass(c)]
+        raise ConfigError(
+            f"{init}: has no model '{name}'{did_you_mean(name, classes)}; it has {', '.join(sorted(classes)) or 'none'}"
+        )
+    return found
+
+
+def _import_package(init: Path) -> Any:
+    # The name carries the path, so that two folders of one name do not meet in sys.modules.
+    name = f"ctrbench_zoo_{init.parent.parent.name}_{hashlib.sha1(str(init.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(init.parent)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        for imported in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
+            del sys.modules[imported]
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"{place.filename}:{place.lineno}: the model does not import: {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def model_keys(model_class: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The configuration keys that the constructors of a model class and its bases name."""
+    keys: dict[str, inspect.Parameter] = {}
+    for base in reversed(model_class.__mro__):
+        if "__init__" in vars(base) and issubclass(base, nn.Module) and base is not nn.Module:
+            for parameter in inspect.signature(base.__init__, eval_str=False).parameters.values():
+                if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                    keys[parameter.name] = parameter
+    for internal in ("self", "feature_map", "model_id", "gpu"):
+        keys.pop(internal, None)
+    return keys
+
+
+def build_model(model_class: type[nn.Module], feature_map: Any, params: Mapping[str, Any], where: str) -> nn.Module:
+    """Construct a model on its device.
+
+    The trainer makes the optimizer, so `BaseModel.compile` only records what the model asked for. A class that overrides
+    `compile` keeps its own.
+
+    Args:
+        model_class: from `load_model_class`.
+        feature_map: the fields.
+        params: constructor keywords, FuxiCTR's (`optimizer`, `loss`, `metrics`, `gpu`, ...) included.
+        where: file and section of the configuration, for the error message.
+
+    Raises:
+        ConfigError: the constructor refuses a value.
+    """
+    if model_class.compile is BaseModel.compile:
+        model_class = type(
+            model_class.__name__, (model_class,), {"compile": _record_loss, "__module__": model_class.__module__}
+        )
+    try:
+        return model_class(feature_map, **params)
+    except (ValueError, KeyError, TypeError, NotImplementedError, AssertionError) as error:
+        what = f"missing key {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"{where}: {model_class.__name__}: {what}") from error
+
+
+def _record_loss(self: Any, optimizer: str, loss: Any, lr: float) -> None:
+    self.loss_fn = get_loss(loss)
+    self.optimizer = None
