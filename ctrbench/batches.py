@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A split of the data, resident on the device, as an iterable of `{name: Tensor}` batches.
 
-Columns lie row-major side by side, ids in one integer matrix and reals in one float matrix, so that a shuffled batch is one
-`index_select` each and an ordered one is a slice. The tensors of a batch are views of these.
+Columns lie row-major side by side, ids in one integer matrix and reals in one float matrix, so that a shuffled batch is
+one `index_select` each and an ordered one is a slice. The tensors of a batch are views of these.
 """
 
 from __future__ import annotations

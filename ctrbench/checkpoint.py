@@ -6,13 +6,13 @@ from __future__ import annotations
 import pickle
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from ctrbench.errors import DataError
 from ctrbench.files import atomic_path
@@ -71,7 +71,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """The state of every random generator that training may draw from."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = cast("tuple[str, Any, int, int, float]", np.random.get_state())
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
@@ -91,8 +91,3 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(internal), gauss))
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's `state_dict`, detached from further training."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

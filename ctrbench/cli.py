@@ -62,18 +62,16 @@ def run_expid(zoo: Path, argv: Sequence[str] | None = None) -> int:
     """`run_expid.py` of the model folder `zoo`, with FuxiCTR's flags and defaults; returns the exit status."""
     parser = argparse.ArgumentParser(description=f"Run one experiment of {zoo.name}.")
     parser.add_argument("--version", action="version", version=f"ctrbench {__version__}")
-    _add_experiment_arguments(parser, expid_default=f"{zoo.name}_test", config_default="./config/")
+    _add_experiment_arguments(parser, expid_default=f"{zoo.name}_test")
     arguments = parser.parse_args(argv)
     arguments.zoo = zoo
-    if not Path(arguments.config).is_dir() and (zoo / arguments.config).is_dir():
+    if arguments.config and not Path(arguments.config).is_dir() and (zoo / arguments.config).is_dir():
         arguments.config = zoo / arguments.config  # as FuxiCTR's scripts, which change into their own folder
     return _guard(lambda: _run(arguments))
 
 
-def _add_experiment_arguments(
-    parser: argparse.ArgumentParser, expid_default: str | None, config_default: str | None = None
-) -> None:
-    parser.add_argument("--config", default=config_default, help="configuration folder")
+def _add_experiment_arguments(parser: argparse.ArgumentParser, expid_default: str | None) -> None:
+    parser.add_argument("--config", help="configuration folder; default: the model folder's own")
     parser.add_argument("--expid", default=expid_default, help="experiment, a section of model_config.yaml")
     parser.add_argument("--gpu", type=int, default=-1, help="GPU index; -1 is the CPU")
     parser.add_argument("--seed", type=int, help="instead of the configured seed")
@@ -160,13 +158,17 @@ def _run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from ctrbench.config import load_experiment
     from ctrbench.errors import ConfigError
+    from ctrbench.validation import missing_data
 
     config_dir, zoo, expids = _locate(arguments)
     problems: list[str] = []
     for expid in expids:
         try:
-            load_experiment(config_dir, expid, zoo, arguments.overrides, arguments.seed)
-            print(f"{expid}: ok")
+            experiment = load_experiment(
+                config_dir, expid, zoo, arguments.overrides, arguments.seed, is_data_required=False
+            )
+            missing = missing_data(experiment.dataset, experiment.root)
+            print(f"{expid}: ok" + (f", but its data is missing: {', '.join(missing)}" if missing else ""))
         except ConfigError as error:
             problems += error.problems
     if problems:

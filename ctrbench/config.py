@@ -26,6 +26,7 @@ from ctrbench.validation import (
     check_model_params,
     check_together,
     check_values,
+    missing_data,
     validate,
 )
 from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml
@@ -89,7 +90,12 @@ class Experiment:
 
 
 def load_experiment(
-    config_dir: Path, expid: str, zoo: Path | None = None, overrides: Iterable[str] = (), seed: int | None = None
+    config_dir: Path,
+    expid: str,
+    zoo: Path | None = None,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    is_data_required: bool = True,
 ) -> Experiment:
     """Read, merge and validate one experiment.
 
@@ -99,6 +105,7 @@ def load_experiment(
         zoo: the model folder; by default the one that `config_dir` lies in, else `model_zoo/<model>`.
         overrides: `key=value` texts that win over the files.
         seed: wins over everything.
+        is_data_required: report raw files that are missing.
 
     Raises:
         ConfigError: with one line per problem.
@@ -123,7 +130,9 @@ def load_experiment(
         problems += check_model_params(zoo, training.model, model_params, where)
     if training is not None:
         problems += check_values(training, where)
-    dataset, dataset_unread = _load_dataset(config_dir, root, section.get("dataset_id"), dataset_keys, where, problems)
+    dataset, dataset_unread = _load_dataset(
+        config_dir, root, section.get("dataset_id"), dataset_keys, where, problems, is_data_required
+    )
     if dataset is not None and training is not None:
         problems += check_together(dataset, training, where)
     if problems:
@@ -145,8 +154,8 @@ def load_run(run_dir: Path) -> Experiment:
         raise ConfigError(f"{run_dir}: not a run directory, it has no config.yaml")
     saved = load_yaml(path)
     try:
-        training = TrainingConfig.modelvalidate(saved["training"])
-        dataset = DatasetConfig.modelvalidate(saved["dataset"])
+        training = TrainingConfig.model_validate(saved["training"])
+        dataset = DatasetConfig.model_validate(saved["dataset"])
         paths = Path(saved["zoo"]), Path(saved["root"])
         return Experiment(str(saved["expid"]), training, dict(saved["model"]), dataset, *paths, source=str(path))
     except (KeyError, TypeError, pydantic.ValidationError) as error:
@@ -232,7 +241,13 @@ def _find_zoo(config_dir: Path, root: Path, model: Any, where: Where, problems: 
 
 
 def _load_dataset(
-    config_dir: Path, root: Path, dataset_id: Any, overrides: dict[str, Any], where: Where, problems: list[str]
+    config_dir: Path,
+    root: Path,
+    dataset_id: Any,
+    overrides: dict[str, Any],
+    where: Where,
+    problems: list[str],
+    is_data_required: bool,
 ) -> tuple[DatasetConfig | None, list[str]]:
     if not isinstance(dataset_id, str):
         return None, []  # reported with the other training keys
@@ -253,7 +268,12 @@ def _load_dataset(
                 problems.append(f"{here(key)}: belongs in model_config, got {section.pop(key)!r}")
             dataset = validate(DatasetConfig, {**section, "dataset_id": dataset_id}, here, problems)
             if dataset is not None:
-                problems += check_dataset(dataset, root, here)
+                problems += check_dataset(dataset, here)
+                if is_data_required:
+                    problems += [
+                        f"{here(key)}: no such file, got '{path}' (looked in {root}); data/README.md says how to get it"
+                        for key, path in missing_data(dataset, root).items()
+                    ]
             return dataset, unread
     problems.append(
         f"{where('dataset_id')}: unknown dataset, got '{dataset_id}'{did_you_mean(dataset_id, known)}; "

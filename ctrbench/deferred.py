@@ -3,8 +3,8 @@
 
 `fuxictr.pytorch.layers` needs one small function of `fuxictr.preprocess` and `fuxictr.pytorch.models` one of
 `fuxictr.metrics`, but importing these two brings in ray and scikit-learn, which cost more time than torch. `prepare()`
-registers both in a form that runs its own source only when something is asked of it that needs it. Nothing of fuxictr is
-changed or copied; whoever uses `fuxictr.preprocess.FeatureProcessor` afterwards gets the real one, a little later.
+registers both in a form that runs its own source only when something is asked of it that needs it. Nothing of fuxictr
+is changed or copied; whoever uses `fuxictr.preprocess.FeatureProcessor` afterwards gets the real one, a little later.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dropout whose mask costs a fifth of torch's on a CPU, with the same distribution.
 
-`bernoulli_` draws one double per element. Here one 64-bit draw serves two elements, and each keeps its entry when its 32 bits
-reach p * 2^32: the probability is exact to 2^-33. The mask is kept as one byte an element instead of a float.
+`bernoulli_` draws one double per element. Here one 64-bit draw serves two elements, and each keeps its entry when its
+32 bits reach p * 2^32: the probability is exact to 2^-33. The mask is kept as one byte an element instead of a float.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FastDropout(nn.Module):
 
 
 def draw_mask(like: Tensor, p: float) -> Tensor:
-    """A boolean tensor of the shape of `like`, each entry true with probability 1 - p, from torch's global generator."""
+    """Booleans of the shape of `like`, each true with probability 1 - p, drawn from torch's global generator."""
     count = like.numel()
     bits = torch.empty((count + 1) // 2, dtype=torch.int64, device=like.device).random_(-(2**63), None)
     return (bits.view(torch.int32)[:count] >= round(p * 2**32) - 2**31).view(like.shape)

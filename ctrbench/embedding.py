@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One merged table behind FuxiCTR's `FeatureEmbedding`: one gather forward and one scatter backward for all fields.
 
-`merge_embeddings(model)` swaps the module that looks up fields one by one for one that looks them all up at once. Outputs,
-gradients, initial weights and the names and shapes of the `state_dict` stay those of the stock module.
+`merge_embeddings(model)` swaps the module that looks up fields one by one for one that looks them all up at once.
+Outputs, gradients, initial weights and the names and shapes of the `state_dict` stay those of the stock module.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from fuxictr.pytorch.layers import FeatureEmbeddingDict
 from fuxictr.utils import not_in_whitelist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 TABLE = "table"
 
@@ -30,6 +30,8 @@ class MergedEmbeddingDict(nn.Module):
         stock: the module to replace; its weights are taken over.
         merged_fields: the fields whose tables are merged, all of one width.
     """
+
+    _padding_rows: Tensor
 
     def __init__(self, stock: FeatureEmbeddingDict, merged_fields: list[str]):
         super().__init__()
@@ -94,14 +96,14 @@ class MergedEmbeddingDict(nn.Module):
             return {}
         rows = torch.cat([x.view(len(x), -1) + self._row_ranges[field][0] for field, x in ids.items()], dim=1)
         widths = [1 if x.dim() == 1 else x.shape[1] for x in ids.values()]
-        parts = F.embedding(rows, self.table).split(widths, dim=1)  # (B, sum of widths, D) in pieces
+        parts = functional.embedding(rows, self.table).split(widths, dim=1)  # (B, sum of widths, D) in pieces
         return {
             field: part.squeeze(1) if x.dim() == 1 else part
             for (field, x), part in zip(ids.items(), parts, strict=True)
         }
 
     def _drop_padding_gradient(self, gradient: Tensor) -> Tensor:
-        # F.embedding can leave out the gradient of one padding row only; here every field has its own.
+        # One lookup can leave out the gradient of one padding row only; here every field has its own.
         return gradient.index_fill_(0, self._padding_rows, 0.0)
 
 
@@ -120,7 +122,7 @@ def merge_embeddings(model: nn.Module) -> nn.Module:
 
 
 def embedding_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
-    """The parameters that `embedding_regularizer` applies to: all of every `FeatureEmbeddingDict`, as FuxiCTR counts."""
+    """The parameters that `embedding_regularizer` is for: all of every `FeatureEmbeddingDict`, as FuxiCTR counts."""
     seen: set[int] = set()
     for module in model.modules():
         if type(module) is FeatureEmbeddingDict or isinstance(module, MergedEmbeddingDict):
@@ -144,9 +146,7 @@ def _split_table(module: MergedEmbeddingDict, state: dict[str, Tensor], prefix: 
         state[f"{prefix}embedding_layers.{field}.weight"] = table[first:last]
 
 
-def _join_table(
-    module: MergedEmbeddingDict, state: dict[str, Tensor], prefix: str, *hook_arguments: Any
-) -> None:
+def _join_table(module: MergedEmbeddingDict, state: dict[str, Tensor], prefix: str, *hook_arguments: Any) -> None:
     rows: dict[tuple[int, int], Tensor] = {}
     names = {field: f"{prefix}embedding_layers.{field}.weight" for field in module._row_ranges}
     if not all(name in state for name in names.values()):

@@ -34,6 +34,10 @@ class SplitEncoder:
         self._labels = [label.name for label in dataset.label_col]
         self._fitted = fitted
         self._is_binary = task == "binary_classification"
+        # Made once: every new expression would copy the vocabularies that it casts to.
+        encoders = fitted.encoders
+        plain = [c.name for c in self._columns if c.type in ("categorical", "meta") and c.name in encoders]
+        self._plain_codes = [encoders[name].codes(pl.col(name)).alias(name) for name in plain]
 
     def check_labels(self, block: Block) -> None:
         """Refuse a label that is missing or, in a binary task, neither 0 nor 1."""
@@ -54,9 +58,8 @@ class SplitEncoder:
 
     def codes(self, block: Block) -> dict[str, Any]:
         """The part of encoding that polars does, in parallel over columns; `arrays` completes it."""
-        encoders, frame = self._fitted.encoders, block.frame
-        plain = [c for c in self._columns if c.type in ("categorical", "meta") and c.name in encoders]
-        coded = frame.select(encoders[c.name].codes(pl.col(c.name)).alias(c.name) for c in plain)
+        frame = block.frame
+        coded = frame.select(self._plain_codes)
         result: dict[str, Any] = {name: coded[name] for name in coded.columns}
         for column in self._columns:
             if column.name in result:

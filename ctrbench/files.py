@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it must not hide the first error
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -62,7 +62,7 @@ class CoupledAdam:
         """Update all parameters that have a gradient, of the loss or of the penalty.
 
         Returns:
-            The penalty, sum of l2/2 * ||W||^2 over all regularised parameters before the update, a scalar on their device.
+            The penalty, sum of l2/2 * ||W||^2 over the parameters before the update, a scalar on their device.
         """
         for group in self.param_groups:
             if group[L2]:  # the penalty has a gradient even where the loss has none
@@ -100,16 +100,17 @@ class CoupledAdam:
         states = [self._state_of(p) for p in params]
         steps = [s["step"] for s in states]
         torch._foreach_add_(steps, 1)
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
+        weights: list[Tensor] = list(params)
         l2, weight_decay = group[L2], 0.0
         if l2 and shrink.device.type == "cpu":
             # The kernel adds weight_decay * W after it has divided the gradient by grad_scale: c g + (c lambda) W.
             weight_decay = l2 * float(shrink)
         elif l2:
             # The same without asking the device for c, which would stall it.
-            torch._foreach_add_(grads, params, alpha=l2)
+            torch._foreach_add_(grads, weights, alpha=l2)
         torch._fused_adam_(
-            params,
+            weights,
             grads,
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],

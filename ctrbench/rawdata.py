@@ -244,7 +244,8 @@ def _run_batch(block: Block, frame: pl.DataFrame, steps: list[_Step]) -> pl.Data
             source = frame[step.reads]
             expected = step.transform.expects + (f" (for column '{step.name}')" if step.reads != step.name else "")
             _refuse_unreadable(block, step.reads, source, values, expected)
-    after = after.with_columns(_filled(step, after.schema[step.name], block).alias(step.name) for step in steps)
+    unfilled = [step for step in steps if _needs_filling(step, after[step.name])]
+    after = after.with_columns(_filled(step, after.schema[step.name], block).alias(step.name) for step in unfilled)
     for step in steps:
         _check_finite(block, step, after[step.name])
     return after
@@ -259,6 +260,12 @@ def _transformed(step: _Step) -> pl.Expr:
     if step.kind == "sequence" or step.kind == "embedding":
         return result
     return result.cast(_TYPES[step.dtype], strict=False)
+
+
+def _needs_filling(step: _Step, values: pl.Series) -> bool:
+    if isinstance(values.dtype, pl.List | pl.Array) or step.kind in ("sequence", "embedding"):
+        return True  # these may change their type too
+    return step.fill is not None and values.null_count() > 0
 
 
 def _filled(step: _Step, dtype: pl.DataType, block: Block) -> pl.Expr:
@@ -278,7 +285,7 @@ def _filled(step: _Step, dtype: pl.DataType, block: Block) -> pl.Expr:
         return pl.when(is_missing).then(pl.lit([], pl.List(pl.Float32))).otherwise(numbers)
     if step.kind == "sequence":
         return values.cast(pl.String).fill_null(step.fill)
-    return values if step.fill is None else values.fill_null(pl.lit(step.fill).cast(_TYPES[step.dtype]))
+    return values.fill_null(pl.lit(step.fill).cast(_TYPES[step.dtype]))
 
 
 def _check_finite(block: Block, step: _Step, values: pl.Series) -> None:

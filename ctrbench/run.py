@@ -111,9 +111,14 @@ def prepare(experiment: Experiment, data: DataFolder, gpu: int, run_dir: Path | 
 
 
 def open_batches(
-    experiment: Experiment, data: DataFolder, feature_map: FeatureMap, split: str, device: torch.device
+    experiment: Experiment,
+    data: DataFolder,
+    feature_map: FeatureMap,
+    split: str,
+    device: torch.device,
+    in_order: bool = True,
 ) -> Batches:
-    """One split on the device; `train` in shuffled batches, the others in order and in large ones.
+    """One split on the device, in file order and large batches, or as training wants it.
 
     Raises:
         DataError: the dataset has no such split.
@@ -122,9 +127,8 @@ def open_batches(
         raise DataError(f"{data.path}: no {split} split; it has {', '.join(data.splits)}: set {split}_data in dataset_config")
     settings = experiment.training
     large = 1 << 17 if device.type == "cuda" else 1 << 13
-    is_train = split == "train"
-    size = settings.batch_size if is_train else settings.eval_batch_size or max(settings.batch_size, large)
-    shuffle = is_train and settings.shuffle
+    size = settings.eval_batch_size or max(settings.batch_size, large) if in_order else settings.batch_size
+    shuffle = settings.shuffle and not in_order
     batches = Batches.from_file(
         data.splits[split], feature_map, size, shuffle, settings.seed, device, labels_required=split != "test"
     )
@@ -173,7 +177,10 @@ def count_parameters(trainer: Trainer) -> dict[str, int]:
 def _train_and_test(
     experiment: Experiment, trainer: Trainer, data: DataFolder, feature_map: FeatureMap, run_dir: Path, resume: bool
 ) -> dict[str, Any]:
-    batches = {split: open_batches(experiment, data, feature_map, split, trainer.device) for split in data.splits}
+    batches = {
+        split: open_batches(experiment, data, feature_map, split, trainer.device, in_order=split != "train")
+        for split in data.splits
+    }
     train, valid = batches["train"], batches.get("valid")
     if valid is None:
         logger.warning("No validation split: training for all %d epochs without early stopping", experiment.training.epochs)

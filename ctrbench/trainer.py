@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: FuxiCTR's semantics, for any FuxiCTR model.
 
-A model that keeps FuxiCTR's own loss and step is trained by the fast path: merged embedding table, L2 and clipping inside the
-optimizer, cheaper dropout masks. Where a model overrides `train_step`, `compute_loss`, `regularization_loss` or `compile`, or asks for another
-optimizer or for L1, its own `train_step` runs as written.
+A model that keeps FuxiCTR's own loss and step is trained by the fast path: merged embedding table, L2 and clipping
+inside the optimizer, cheaper dropout masks. Where a model overrides `train_step`, `compute_loss`,
+`regularization_loss` or `compile`, or asks for another optimizer or for L1, its own `train_step` runs as written.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -70,9 +71,9 @@ class Trainer:
     Args:
         model: a `fuxictr` model, already on its device.
         settings: the training section of the configuration.
-        run_dir: where best.safetensors and last.ckpt go; None keeps nothing on disk and trains without a best epoch.
+        run_dir: where best.safetensors and last.ckpt go; None keeps nothing on disk; the last weights stay.
         watch: wraps an iterable of batches to show progress.
-        on_evaluation: called after every evaluation with all records so far (epoch, step, loss, metrics, lr, seconds).
+        on_evaluation: called after every evaluation with all records so far (epoch, loss, metrics, ...).
         use_fast_path: False trains by the model's own `train_step` throughout, the plain form that the fast path equals.
     """
 
@@ -136,12 +137,15 @@ class Trainer:
             The training loss with its penalty, a detached scalar on the device.
         """
         model = self.model
+        loss: Tensor
         if not self.uses_fast_path:
-            return model.train_step(batch).detach()
+            loss = model.train_step(batch)
+            return loss.detach()
         model.optimizer.zero_grad()
         loss = model.add_loss(model.forward(batch), model.get_labels(batch))
         loss.backward()
-        return loss.detach() + model.optimizer.step()
+        penalty: Tensor = model.optimizer.step()
+        return loss.detach() + penalty
 
     @torch.inference_mode()
     def predict(self, batches: Batches, label: str = "Predict") -> Tensor:
@@ -183,10 +187,10 @@ class Trainer:
             at.batch += 1
             at.total_steps += 1
             model._total_steps = at.total_steps
-            losses += self.step(batch)
+            losses += self._guarded_step(batch)
             steps += 1
             is_evaluation = at.total_steps % eval_steps == 0
-            is_checkpoint = bool(self.settings.checkpoint_every) and at.total_steps % self.settings.checkpoint_every == 0
+            is_checkpoint = at.total_steps % (self.settings.checkpoint_every or sys.maxsize) == 0
             if self.device.type == "cpu" or steps == GPU_LOSS_CHECK_STEPS or is_evaluation or is_checkpoint:
                 at.loss_sum, at.loss_steps = at.loss_sum + self._finite(losses), at.loss_steps + steps
                 losses, steps = torch.zeros((), device=self.device), 0
@@ -200,15 +204,27 @@ class Trainer:
                 break
         at.train_seconds += time.perf_counter() - started
 
+    def _guarded_step(self, batch: Batch) -> Tensor:
+        try:
+            return self.step(batch)
+        except RuntimeError as error:
+            # torch's binary cross entropy refuses a prediction that is nan before the loss could show it.
+            if "between 0 and 1" in str(error) or "device-side assert" in str(error):
+                raise self._diverged(math.nan) from error
+            raise
+
     def _finite(self, loss: Tensor) -> float:
         value = float(loss)
         if not math.isfinite(value):
-            at = self.progress
-            raise TrainingError(
-                f"the training loss became {value} in epoch {at.epoch + 1}, batch {at.batch}: lower learning_rate or "
-                "max_gradient_norm, or raise embedding_regularizer"
-            )
+            raise self._diverged(value)
         return value
+
+    def _diverged(self, value: float) -> TrainingError:
+        at = self.progress
+        return TrainingError(
+            f"the training loss became {value} in epoch {at.epoch + 1}, batch {at.batch}: lower learning_rate or "
+            "max_gradient_norm, or raise embedding_regularizer"
+        )
 
     def _evaluate_and_decide(self, valid: Batches | None, steps_per_epoch: int) -> None:
         at = self.progress
@@ -291,7 +307,8 @@ class Trainer:
             restore_random_state(state["random"], self.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DataError(
-                f"{self.last_checkpoint}: of another version or model ({str(error).splitlines()[0]}): start over with --fresh"
+                f"{self.last_checkpoint}: of another version or model ({str(error).splitlines()[0]}): "
+                "start over with --fresh"
             ) from error
         logger.info("Resume after epoch %d, step %d", self.progress.epoch, self.progress.total_steps)
 

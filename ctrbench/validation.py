@@ -187,7 +187,7 @@ def parse_regularizer(value: float | str | None) -> list[tuple[int, float]]:
     return list(zip(powers, weights, strict=True))
 
 
-def check_dataset(dataset: DatasetConfig, root: Path, where: Where) -> list[str]:
+def check_dataset(dataset: DatasetConfig, where: Where) -> list[str]:
     problems = []
     names = [column.name for column in (*dataset.feature_cols, *dataset.label_col)]
     for name in sorted({name for name in names if names.count(name) > 1}):
@@ -198,12 +198,15 @@ def check_dataset(dataset: DatasetConfig, root: Path, where: Where) -> list[str]
         for key in ("feature_cols", "label_col"):
             if not getattr(dataset, key):
                 problems.append(f"{where(key)}: missing, this key is required for data_format {dataset.data_format}")
-    built = (root / dataset.data_root / dataset.dataset_id / "manifest.json").is_file()
-    for key in ("train_data", "valid_data", "test_data"):
-        value = getattr(dataset, key)
-        if value is not None and not built and not _exists(root, value):
-            problems.append(f"{where(key)}: no such file, got '{value}' (looked in {root}); data/README.md says how to get it")
     return problems
+
+
+def missing_data(dataset: DatasetConfig, root: Path) -> dict[str, str]:
+    """The raw files that are neither there nor needed no more because the dataset is built: key -> configured path."""
+    if (root / dataset.data_root / dataset.dataset_id / "manifest.json").is_file():
+        return {}
+    paths = {key: getattr(dataset, key) for key in ("train_data", "valid_data", "test_data")}
+    return {key: path for key, path in paths.items() if path is not None and not _exists(root, path)}
 
 
 def _exists(root: Path, pattern: str) -> bool:

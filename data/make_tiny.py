@@ -17,7 +17,7 @@ What is planted: logit = 2.0 a[device, category] + 1.6 b[weekday, slot] + 0.6 pr
 + 1.6 (category is among the first 6 of history, centred) + 0.3 (u[user_id] + v[item_id]) + 0.5 c[category] - 0.25.
 The tables a and b have rank one, unit variance and mean zero along both axes, so neither field tells anything without
 the other. Bayes AUC (of the true probabilities, before values go missing): 0.902, on the default test split 0.911.
-Logistic regression stays at 0.645 there; DCNv3 and SDCNv3 pass 0.84 within three epochs.
+Logistic regression stays at 0.645 there; DCNv3_tiny and SDCNv3_tiny reach 0.853.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class MultiHeadFeatureEmbedding(nn.Module):
     """Embeds every field `num_heads` times and lays each head out as [first halves | second halves].
 
     The cross network multiplies the first half of its input by a linear map and the second half by the masked map, so
-    every field must be present in both: each D-wide embedding is cut in two (arXiv 2407.13349, multi-head and Self-Mask).
+    every field must be present in both: each D-wide embedding is cut in two (arXiv 2407.13349).
 
     Args:
         feature_map: the fields; one with an `embedding_dim` of its own must keep the common width.
@@ -115,10 +115,9 @@ class CrossNetwork(nn.Module):
 
         W_i is cut along the layout of the stream: N/2 outputs are (F, D/2), N inputs are two halves of (F, D/2).
         """
-        return [
-            w.weight.view(num_fields, -1, 2, num_fields, w.in_features // (2 * num_fields)).square().sum((1, 2, 4)).sqrt()
-            for w in self.w
-        ]
+        half_dim = self.w[0].in_features // (2 * num_fields)  # D/2
+        blocks = (w.weight.view(num_fields, half_dim, 2, num_fields, half_dim) for w in self.w)
+        return [block.square().sum((1, 2, 4)).sqrt() for block in blocks]
 
     @torch.no_grad()
     def mask_activity(self, x: Tensor, num_fields: int) -> list[Tensor]:
