@@ -69,7 +69,9 @@ def make_pair(
     return holder, merge_embeddings(copy.deepcopy(holder))
 
 
-@pytest.mark.parametrize("options", [{}, {"flatten_emb": True}, {"feature_source": ["item"]}, {"feature_type": "sequence"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"flatten_emb": True}, {"feature_source": ["item"]}, {"feature_type": "sequence"}]
+)
 def test_equals_stock_forward_and_backward(options: dict[str, Any]) -> None:
     stock, merged = make_pair(embedding_dim=8)
     assert isinstance(merged[0].embedding_layer, MergedEmbeddingDict)
