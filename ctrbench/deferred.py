@@ -65,7 +65,7 @@ def _defer(name: str, callables: tuple[str, ...] = ()) -> None:
 
 
 def prepare() -> None:
-    """Defer the heavy parts of fuxictr. Call it before the first import from `fuxictr.pytorch`; harmless afterwards."""
+    """Defer the heavy parts of fuxictr, if they are not imported yet. `import ctrbench` calls it."""
     with _lock:
         importlib.import_module("fuxictr")
         _defer("fuxictr.preprocess")

@@ -274,7 +274,7 @@ def _peak_memory(device: torch.device) -> dict[str, int]:
 
 def _environment(root: Path, device: torch.device) -> dict[str, Any]:
     packages = ("torch", "fuxictr", "numpy", "polars", "h5py")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
     return {
         "ctrbench": ctrbench.__version__,
         "python": platform.python_version(),
@@ -284,6 +284,14 @@ def _environment(root: Path, device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(root),
     }
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def _git_commit(root: Path) -> str | None:

@@ -15,14 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ctrbench import deferred
+from fuxictr.pytorch.models import BaseModel
+from fuxictr.pytorch.torch_utils import get_loss
+from torch import nn
+
 from ctrbench.errors import ConfigError, did_you_mean
-
-deferred.prepare()
-
-from fuxictr.pytorch.models import BaseModel  # noqa: E402
-from fuxictr.pytorch.torch_utils import get_loss  # noqa: E402
-from torch import nn  # noqa: E402
 
 
 def load_model_class(folder: Path, name: str) -> type[nn.Module]:

@@ -12,10 +12,6 @@ from types import ModuleType
 import pytest
 import torch
 
-from ctrbench import deferred
-
-deferred.prepare()
-
 ROOT = Path(__file__).resolve().parents[1]
 # Tests run in parallel on few cores; more threads each would only get in each other's way.
 torch.set_num_threads(1)

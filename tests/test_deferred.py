@@ -8,8 +8,8 @@ import sys
 
 SCRIPT = """
 import sys
-from ctrbench import zoo
-loaded = [name for name in ("ray", "sklearn", "pandas", "scipy", "torch._dynamo") if name in sys.modules]
+import ctrbench.cli, ctrbench.interpret, ctrbench.predict, ctrbench.run, ctrbench.zoo
+loaded = [name for name in ("ray", "sklearn", "pandas", "scipy", "matplotlib", "rich", "torch._dynamo") if name in sys.modules]
 assert not loaded, loaded
 import fuxictr.preprocess
 assert "sklearn" not in sys.modules
