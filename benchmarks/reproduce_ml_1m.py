@@ -103,9 +103,9 @@ def _run(expid: str, seed: int, gpu: int) -> None:
     zoo = ROOT / "model_zoo" / expid.split("_")[0]
     experiment = load_experiment(zoo / "config", expid, zoo, seed=seed)
     report = experiment.run_dir / "report.json"
-    if (experiment.run_dir / "DONE").exists():
-        if json.loads(report.read_text(encoding="utf-8"))["config_hash"] == experiment.config_hash:
-            return
+    is_done = (experiment.run_dir / "DONE").exists()
+    if is_done and json.loads(report.read_text(encoding="utf-8"))["config_hash"] == experiment.config_hash:
+        return
     _call(f"{zoo.relative_to(ROOT)}/run_expid.py", "--expid", expid, "--seed", str(seed), "--gpu", str(gpu))
 
 

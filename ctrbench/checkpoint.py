@@ -50,8 +50,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a training state of tensors, numbers, texts, lists and dicts."""
-    with atomic_path(path) as partial:
-        torch.save(state, partial)
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        torch.save(state, stream)  # to a stream, because torch's own file writer does not say why it failed
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

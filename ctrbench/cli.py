@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     predict.add_argument("--output", type=Path, required=True, help="file to write, .csv or .parquet")
     predict.set_defaults(action=_predict)
 
-    interpret = commands.add_parser("interpret", help="plot field interactions and Self-Mask activity of a finished run")
+    interpret = commands.add_parser(
+        "interpret", help="plot field interactions and Self-Mask activity of a finished run"
+    )
     _add_run_arguments(interpret)
     interpret.add_argument("--rows", type=int, nargs="+", default=[0, 1, 2, 3], help="rows of the split to explain")
     interpret.add_argument("--output", type=Path, help="folder of the plots; default: the run directory")
@@ -127,7 +129,9 @@ def _search(expid: str | None) -> tuple[Path, Path]:
     if expid is None:
         raise ConfigError("--expid, --zoo or --config is needed: ctrbench run --expid SDCNv3_tiny")
     here = Path.cwd()
-    root = next((p for p in (here, *here.parents, Path(__file__).resolve().parents[1]) if (p / "model_zoo").is_dir()), here)
+    root = next(
+        (p for p in (here, *here.parents, Path(__file__).resolve().parents[1]) if (p / "model_zoo").is_dir()), here
+    )
     known: list[str] = []
     for zoo in sorted((root / "model_zoo").glob("*")):
         if (zoo / "src").is_dir() and (zoo / "config").is_dir():

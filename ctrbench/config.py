@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ class Experiment:
         """SHA-256 over everything that shapes the result."""
         training = {k: v for k, v in self.training.model_dump().items() if k not in _NO_EFFECT}
         dataset = self.dataset.model_dump(exclude={"data_root"})
+        # A dump does not tell `feature_encoder: null` from no feature_encoder, which for a sequence means the average.
+        dataset["encoders"] = [column.encoder for column in self.dataset.feature_cols]
         return sha256_of_value({"training": training, "model": self.model_params, "dataset": dataset})
 
     def to_yaml(self) -> str:
@@ -111,6 +113,7 @@ def load_experiment(
         ConfigError: with one line per problem.
     """
     root = find_root(config_dir)
+    _check_name(expid, f"--expid {expid}")
     section, origins = _model_section(config_dir, expid)
     overridden = dict(_parse_override(text) for text in overrides)
     if seed is not None:
@@ -126,6 +129,8 @@ def load_experiment(
     training = validate(TrainingConfig, training_keys, where, problems)
     zoo = zoo or _find_zoo(config_dir, root, section.get("model"), where, problems)
     model_params = {k: v for k, v in section.items() if k not in training_keys and k not in UNREAD_MODEL_KEYS}
+    for key in sorted(model_params.keys() & DatasetConfig.model_fields.keys()):
+        problems.append(f"{where(key)}: belongs in dataset_config, got {model_params.pop(key)!r}")
     if zoo is not None and training is not None:
         problems += check_model_params(zoo, training.model, model_params, where)
     if training is not None:
@@ -178,6 +183,12 @@ def find_root(config_dir: Path) -> Path:
         if (folder / "src").is_dir():
             return folder
     return config_dir.parent
+
+
+def _check_name(name: str, where: str) -> None:
+    """Experiments and datasets name folders, which must not lie elsewhere."""
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise ConfigError(f"{where}: names a folder, so it must not contain '/' or be '.' or '..'")
 
 
 def _model_files(config_dir: Path) -> list[Path]:
@@ -266,6 +277,7 @@ def _load_dataset(
             here = Where(f"{path}: {dataset_id}", origins)
             for key in sorted(set(section) & set(TrainingConfig.model_fields) - set(DatasetConfig.model_fields)):
                 problems.append(f"{here(key)}: belongs in model_config, got {section.pop(key)!r}")
+            _check_name(dataset_id, f"{path}: {dataset_id}")
             dataset = validate(DatasetConfig, {**section, "dataset_id": dataset_id}, here, problems)
             if dataset is not None:
                 problems += check_dataset(dataset, here)

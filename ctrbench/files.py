@@ -15,6 +15,8 @@ from typing import Any
 
 from ctrbench.errors import CtrbenchError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -32,8 +34,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync(partial)
         os.replace(partial, path)
         _sync(path.parent)
-    except OSError as error:
-        raise storage_error(error, path) from error
+    except Exception as error:
+        if (failure := write_failure(error)) is None:
+            raise
+        raise storage_error(failure, path) from error
     finally:
         with suppress(OSError):  # it must not hide the first error
             partial.unlink(missing_ok=True)
@@ -48,6 +52,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON to `path` atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_failure(error: BaseException) -> OSError | None:
+    """The operating system's error behind `error`, if there is one: writers in C++ and Rust wrap a full disk in their own."""
+    if isinstance(error, CtrbenchError | OSError):
+        return error if isinstance(error, OSError) else None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return cause
+        if "No space left" in str(cause):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def storage_error(error: OSError, path: Path) -> CtrbenchError:

@@ -20,9 +20,7 @@ from ctrbench.run import load_trained, open_batches
 FORMATS = (".csv", ".parquet")
 
 
-def write_predictions(
-    run_dir: Path, output: Path, split: str = "test", data: Path | None = None, gpu: int = -1
-) -> int:
+def write_predictions(run_dir: Path, output: Path, split: str = "test", data: Path | None = None, gpu: int = -1) -> int:
     """Score a split of the run's dataset, or other raw rows with the same columns.
 
     Args:
@@ -54,7 +52,7 @@ def write_predictions(
     frame = pl.DataFrame(columns)
     with atomic_path(output) as partial:
         frame.write_csv(partial) if output.suffix == ".csv" else frame.write_parquet(partial)
-    return frame.height
+    return int(frame.height)
 
 
 def _encode(experiment: Experiment, data: Path, feature_map: FeatureMap, device: torch.device) -> Batches:
@@ -66,6 +64,8 @@ def _encode(experiment: Experiment, data: Path, feature_map: FeatureMap, device:
         flat = experiment.flat()
         encoded_map = load_feature_map(folder.feature_map_file, experiment.training.dataset_id, flat)
         if encoded_map.features != feature_map.features:
-            raise DataError(f"{data}: the training split gives other vocabularies than the run's: run the experiment again")
+            raise DataError(
+                f"{data}: the training split gives other vocabularies than the run's: run the experiment again"
+            )
         size = experiment.training.eval_batch_size or max(experiment.training.batch_size, 1 << 13)
         return Batches.from_file(folder.splits["test"], encoded_map, size, device=device, labels_required=False)

@@ -92,14 +92,21 @@ def run(experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str
     return report
 
 
-def prepare(experiment: Experiment, data: DataFolder, gpu: int, run_dir: Path | None = None) -> tuple[FeatureMap, Trainer]:
+def prepare(
+    experiment: Experiment, data: DataFolder, gpu: int, run_dir: Path | None = None
+) -> tuple[FeatureMap, Trainer]:
     """The feature map and a trainer with an untrained model on its device."""
     settings = experiment.training
     flat = experiment.flat()
     feature_map = load_feature_map(data.feature_map_file, settings.dataset_id, flat)
     logger.info("Feature specs: %s", as_json(feature_map.features))
     model_class = load_model_class(experiment.zoo, settings.model)
-    params = {**flat, "gpu": gpu, "model_id": experiment.expid, "model_root": str(experiment.root / settings.model_root)}
+    params = {
+        **flat,
+        "gpu": gpu,
+        "model_id": experiment.expid,
+        "model_root": str(experiment.root / settings.model_root),
+    }
     model = build_model(model_class, feature_map, params, experiment.source)
     torch.set_num_threads(_num_threads(settings.batch_size, feature_map))
     run_dir = run_dir or experiment.run_dir
@@ -124,7 +131,9 @@ def open_batches(
         DataError: the dataset has no such split.
     """
     if split not in data.splits:
-        raise DataError(f"{data.path}: no {split} split; it has {', '.join(data.splits)}: set {split}_data in dataset_config")
+        raise DataError(
+            f"{data.path}: no {split} split; it has {', '.join(data.splits)}: set {split}_data in dataset_config"
+        )
     settings = experiment.training
     large = 1 << 17 if device.type == "cuda" else 1 << 13
     size = settings.eval_batch_size or max(settings.batch_size, large) if in_order else settings.batch_size
@@ -162,7 +171,7 @@ def load_trained(run_dir: Path, gpu: int = -1) -> tuple[Experiment, DataFolder, 
 def check_gpu(gpu: int) -> None:
     """Refuse a GPU that does not exist, where FuxiCTR would silently use the CPU."""
     count = torch.cuda.device_count() if gpu >= 0 else 0
-    if gpu < -1 or gpu >= max(count, 0) and gpu >= 0:
+    if gpu < -1 or (gpu >= max(count, 0) and gpu >= 0):
         have = f"{count} GPU{'s' if count != 1 else ''}" + (f", 0 to {count - 1}" if count else "")
         raise ConfigError(f"--gpu {gpu}: no such GPU, this machine has {have}: use --gpu -1 for the CPU")
 
@@ -183,11 +192,16 @@ def _train_and_test(
     }
     train, valid = batches["train"], batches.get("valid")
     if valid is None:
-        logger.warning("No validation split: training for all %d epochs without early stopping", experiment.training.epochs)
+        logger.warning(
+            "No validation split: training for all %d epochs without early stopping", experiment.training.epochs
+        )
     progress = trainer.fit(train, valid, resume)
     metrics: dict[str, Any] = {}
     started = time.perf_counter()
-    for split, title in (("valid", "****** Validation evaluation ******"), ("test", "******** Test evaluation ********")):
+    for split, title in (
+        ("valid", "****** Validation evaluation ******"),
+        ("test", "******** Test evaluation ********"),
+    ):
         if split in batches and feature_map.labels[0] in batches[split].names:
             logger.info(title)
             metrics[split] = trainer.evaluate(batches[split])
@@ -245,7 +259,9 @@ def _exclusive(run_dir: Path) -> Any:
     try:
         return filelock.FileLock(run_dir / ".lock").acquire(timeout=0)
     except filelock.Timeout as error:
-        raise ConfigError(f"{run_dir}: another process is running this experiment: wait for it, or use another seed") from error
+        raise ConfigError(
+            f"{run_dir}: another process is running this experiment: wait for it, or use another seed"
+        ) from error
 
 
 def _append_result(experiment: Experiment, report: dict[str, Any], command: str) -> None:
@@ -297,7 +313,11 @@ def _processor_name() -> str:
 def _git_commit(root: Path) -> str | None:
     try:
         answer = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty"], cwd=root, capture_output=True, text=True, timeout=10
+            ["git", "describe", "--always", "--abbrev=40", "--dirty"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

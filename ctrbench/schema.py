@@ -60,7 +60,8 @@ class FeatureColumn(_Section):
         """What a missing value is filled with before anything else; this token never enters the vocabulary."""
         if self.fill_na is not None:
             return self.fill_na
-        return {"str": "", "int": 0, "float": 0.0}[self.dtype]
+        default: Scalar = "" if self.dtype == "str" else 0 if self.dtype == "int" else 0.0
+        return default
 
     @property
     def encoder(self) -> str | list[str] | None:
@@ -68,6 +69,15 @@ class FeatureColumn(_Section):
         if self.type == "sequence" and "feature_encoder" not in self.model_fields_set:
             return "layers.MaskedAveragePooling()"
         return self.feature_encoder
+
+
+def expand_columns(columns: list[Any]) -> list[Any]:
+    """`feature_cols` with one entry for each name."""
+    expanded: list[Any] = []
+    for column in columns:
+        names = column.get("name") if isinstance(column, dict) else None
+        expanded += [{**column, "name": name} for name in names] if isinstance(names, list) else [column]
+    return expanded
 
 
 class LabelColumn(_Section):
@@ -108,14 +118,8 @@ class DatasetConfig(_Section):
         section = dict(section)
         if isinstance(section.get("label_col"), dict):
             section["label_col"] = [section["label_col"]]
-        columns = section.get("feature_cols")
-        if isinstance(columns, list):
-            section["feature_cols"] = [
-                {**column, "name": name}
-                for column in columns
-                if isinstance(column, dict)
-                for name in (column.get("name") if isinstance(column.get("name"), list) else [column.get("name")])
-            ] + [column for column in columns if not isinstance(column, dict)]
+        if isinstance(section.get("feature_cols"), list):
+            section["feature_cols"] = expand_columns(section["feature_cols"])
         return section
 
 
@@ -126,11 +130,11 @@ class TrainingConfig(_Section):
     dataset_id: str
     task: Literal["binary_classification", "regression"] = "binary_classification"
     loss: str = "binary_crossentropy"
-    metrics: list[str] = ["AUC", "logloss"]
+    metrics: Annotated[list[str], Field(min_length=1)] = ["AUC", "logloss"]
     monitor: str | dict[str, float | int] = "AUC"
     monitor_mode: Literal["max", "min"] = "max"
     optimizer: str = "adam"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     embedding_regularizer: float | str | None = None
     net_regularizer: float | str | None = None
     max_gradient_norm: Annotated[float, Field(gt=0)] = 10.0
@@ -138,7 +142,7 @@ class TrainingConfig(_Section):
     eval_batch_size: PositiveInt | None = None
     epochs: PositiveInt = 100
     shuffle: bool = True
-    seed: NonNegativeInt = 2024
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 2024
     early_stop_patience: PositiveInt = 2
     reduce_lr_on_plateau: bool = True
     lr_decay_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1

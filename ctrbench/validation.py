@@ -11,7 +11,7 @@ from typing import Any
 import pydantic
 
 from ctrbench.errors import ConfigError, did_you_mean
-from ctrbench.schema import DatasetConfig, FeatureColumn, TrainingConfig
+from ctrbench.schema import DatasetConfig, FeatureColumn, TrainingConfig, expand_columns
 
 
 class Where:
@@ -43,8 +43,8 @@ def _key_of(location: tuple[Any, ...], values: dict[str, Any]) -> str:
     """`feature_cols['I1'].type` from pydantic's location, which numbers columns and ends in names of union members."""
     parts = [str(location[0])]
     if len(location) > 1 and isinstance(location[1], int) and parts[0] in ("feature_cols", "label_col"):
-        expanded = DatasetConfig._expand_lists(values).get(parts[0])
-        column = expanded[location[1]] if isinstance(expanded, list) else None
+        columns = values.get(parts[0])
+        column = expand_columns(columns)[location[1]] if isinstance(columns, list) else None
         name = column.get("name", location[1]) if isinstance(column, dict) else location[1]
         parts[0] += f"[{name!r}]"
         if len(location) > 2:
@@ -189,7 +189,7 @@ def parse_regularizer(value: float | str | None) -> list[tuple[int, float]]:
 
 def check_dataset(dataset: DatasetConfig, where: Where) -> list[str]:
     problems = []
-    names = [column.name for column in (*dataset.feature_cols, *dataset.label_col)]
+    names = [c.name for c in dataset.feature_cols] + [c.name for c in dataset.label_col]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(f"{where('feature_cols')}: column '{name}' is listed more than once")
     if dataset.train_data is None:

@@ -13,7 +13,7 @@ from ctrbench.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats, duplicate keys refused and FuxiCTR's `!!python/tuple` read as a list."""
+    """SafeLoader with YAML 1.2 floats, FuxiCTR's `!!python/tuple` read as a list, and keys that are texts, each once."""
 
 
 _FLOAT = re.compile(
@@ -26,24 +26,40 @@ _FLOAT = re.compile(
 )
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
+# Keys that are names although YAML 1.1 reads them as something else, such as an expid 001 or a section called on.
+_NAMES = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp"))
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    seen: set[str] = set()
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str | int | float | bool):
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _NAMES:
             raise yaml.constructor.ConstructorError(None, None, "a key must be a plain name", key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key}'", key_node.start_mark)
-        seen.add(key)
+        if key_node.value in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"duplicate key '{key_node.value}'", key_node.start_mark
+            )
+        seen.add(key_node.value)
     loader.flatten_mapping(node)  # after the check: a key may override a merged one
-    return loader.construct_mapping(node, deep=True)
+    return {key_node.value: loader.construct_object(value_node, deep=True) for key_node, value_node in node.value}
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes a text which `_Loader` would read as a number."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def _sequence(loader: _Loader, node: Any) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node, deep=True))
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -53,7 +69,7 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigError: one line with the source, the line number and what is wrong.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (derives from SafeLoader)
+        return yaml.load(text, Loader=_Loader)  # derives from SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
@@ -79,9 +95,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: must hold a mapping of sections, got {type(value).__name__}")
-    return {str(key): entry for key, entry in value.items()}
+    return value
 
 
 def dump_yaml(value: Any) -> str:
     """YAML text with keys in the given order."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=False)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)

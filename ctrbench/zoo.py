@@ -40,6 +40,8 @@ def load_model_class(folder: Path, name: str) -> type[nn.Module]:
         raise ConfigError(
             f"{init}: has no model '{name}'{did_you_mean(name, classes)}; it has {', '.join(sorted(classes)) or 'none'}"
         )
+    if not issubclass(found, nn.Module):
+        raise ConfigError(f"{init}: '{name}' is not a model: it must derive from fuxictr.pytorch.models.BaseModel")
     return found
 
 
@@ -57,11 +59,21 @@ def _import_package(init: Path) -> Any:
     except Exception as error:
         for imported in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
             del sys.modules[imported]
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = error.msg if isinstance(error, SyntaxError) else error
         raise ConfigError(
-            f"{place.filename}:{place.lineno}: the model does not import: {type(error).__name__}: {error}"
+            f"{_place(error, init)}: the model does not import: {type(error).__name__}: {what}"
         ) from error
     return module
+
+
+def _place(error: Exception, init: Path) -> str:
+    """`file:line` in the model folder that an import failed at, not the one in the import machinery or a library."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(init.parent)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def model_keys(model_class: type[nn.Module]) -> dict[str, inspect.Parameter]:

@@ -47,7 +47,11 @@ def test_the_commands_for_an_environment_of_your_own(copy: Path) -> None:
     assert re.search(r"tiny_ctr +\| SDCNv3_tiny +\| 2024", done.stdout)
     assert (copy / "runs" / "tiny_ctr" / "SDCNv3_tiny" / "seed_2024" / "DONE").exists()
     table = README.partition("## Commands")[2].partition("Bad input")[0]
-    for command in ("evaluate RUN_DIR --split test", "predict RUN_DIR --output FILE.csv", "interpret RUN_DIR --rows 0 1 2"):
+    for command in (
+        "evaluate RUN_DIR --split test",
+        "predict RUN_DIR --output FILE.csv",
+        "interpret RUN_DIR --rows 0 1 2",
+    ):
         assert f"`ctrbench {command}`" in table
         done = run(f"ctrbench {command}".replace("RUN_DIR", "runs/tiny_ctr/SDCNv3_tiny/seed_2024"), copy)
         assert done.returncode == 0, (command, done.stderr)

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time the building of a Criteo-shaped dataset by ctrbench and by the installed FuxiCTR, on the same CSV in one run.
+
+    python benchmarks/speed/build_dataset.py --rows 1000000 --threads 2 \\
+        --output benchmarks/speed/results/build_dataset.json
+
+Each side runs in its own process. Time is that of the building call (imports excluded, FuxiCTR's start of Ray included,
+as every build pays it); memory is the peak over the process tree of the proportional set size, which counts a page
+that several processes share once. The encoded ids of both sides are compared afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+ROOT = Path(__file__).resolve().parents[2]
+DATASET_ID = "criteo_shaped"
+NUMERIC = [f"I{i}" for i in range(1, 14)]
+CATEGORICAL = [f"C{i}" for i in range(1, 27)]
+# Token counts of the Criteo display advertising data, to two digits (C1..C26); draws from them are heavy-tailed.
+VOCABULARIES = (1500, 580, 10_000_000, 2_200_000, 310, 24, 13_000, 630, 3, 93_000, 5700, 8_400_000, 3200, 27, 15_000)
+VOCABULARIES += (5_500_000, 10, 5700, 2200, 4, 7_000_000, 18, 16, 290_000, 110, 140_000)
+SPLITS = {"train": 0.8, "valid": 0.1, "test": 0.1}
+TRAIN_SETTINGS = {"min_categr_count": 2}
+
+
+def main() -> None:
+    """Generate the data, time both sides, compare their ids, print a Markdown table and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of all three splits together")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1, help="builds per side; the fastest counts")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--side", choices=["ctrbench", "fuxictr"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        seconds = BUILDERS[options.side](options.folder)
+        (options.folder / f"{options.side}.json").write_text(json.dumps({"seconds": seconds}))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        report = _compare(Path(name), options.rows, options.threads, options.repeats)
+    print(_table(report))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def write_criteo_shaped(folder: Path, rows: int, seed: int = 2024) -> int:
+    """Write train.csv, valid.csv and test.csv (13 counts, 26 hashed tokens, missing values); returns their bytes."""
+    total = 0
+    for split, share in SPLITS.items():
+        path = folder / f"{split}.csv"
+        generator = np.random.default_rng([seed, len(split)])
+        remaining, header = round(rows * share), True
+        with path.open("wb") as stream:
+            while remaining > 0:
+                block = _block(generator, min(remaining, 200_000))
+                stream.write(block.write_csv(include_header=header).encode())
+                remaining, header = remaining - block.height, False
+        total += path.stat().st_size
+    return total
+
+
+def _block(generator: np.random.Generator, rows: int) -> pl.DataFrame:
+    columns: dict[str, pl.Series] = {"label": pl.Series((generator.random(rows) < 0.256).astype(np.int64))}
+    for i, name in enumerate(NUMERIC):
+        counts = np.floor(np.exp(generator.normal(1 + i / 3, 1.7, rows))).astype(np.int64) - 1
+        columns[name] = _with_missing(pl.Series(counts), generator, 0.1 * (i % 4))
+    for i, (name, size) in enumerate(zip(CATEGORICAL, VOCABULARIES, strict=True)):
+        rank = (size * generator.random(rows) ** 5).astype(np.int64)
+        # An odd multiplier is a bijection modulo 2^32: distinct ranks stay distinct eight-digit tokens.
+        token = (rank * 2_654_435_761 + i * 97_531) % 2**32
+        digits = np.char.mod("%08x", token)
+        columns[name] = _with_missing(pl.Series(digits.tolist()), generator, 0.04 * (i % 3))
+    return pl.DataFrame(columns)
+
+
+def _with_missing(values: pl.Series, generator: np.random.Generator, share: float) -> pl.Series:
+    present = pl.Series(generator.random(len(values)) >= share)
+    return pl.select(pl.when(present).then(values)).to_series()
+
+
+def _settings(folder: Path, side: str) -> dict[str, Any]:
+    numeric = {"name": NUMERIC, "active": True, "dtype": "float", "type": "categorical", "fill_na": 0}
+    return {
+        "dataset_id": DATASET_ID,
+        "data_root": str(folder / side),
+        "data_format": "csv",
+        **{f"{split}_data": str(folder / f"{split}.csv") for split in SPLITS},
+        "feature_cols": [
+            {**numeric, "preprocess": "convert_to_bucket"},
+            {"name": CATEGORICAL, "active": True, "dtype": "str", "type": "categorical"},
+        ],
+        "label_col": {"name": "label", "dtype": "float"},
+        **TRAIN_SETTINGS,
+    }
+
+
+def _build_ctrbench(folder: Path) -> float:
+    sys.path.insert(0, str(ROOT))
+    from ctrbench.preprocess import build_dataset
+    from ctrbench.schema import DatasetConfig
+
+    dataset = DatasetConfig.model_validate(_settings(folder, "ctrbench"))
+    start = time.perf_counter()
+    build_dataset(dataset, root=ROOT, fresh=True)
+    return time.perf_counter() - start
+
+
+def _build_fuxictr(folder: Path) -> float:
+    from fuxictr.datasets.criteo import CustomizedFeatureProcessor
+    from fuxictr.preprocess.build_dataset import build_dataset
+
+    # The stock method passes scan_csv a keyword that polars 2 no longer has. (A local subclass would not do: FuxiCTR
+    # pickles its processor.)
+    CustomizedFeatureProcessor.read_data = _scan_csv
+    settings = _settings(folder, "fuxictr")
+    start = time.perf_counter()
+    build_dataset(CustomizedFeatureProcessor(**settings), **settings)
+    return time.perf_counter() - start
+
+
+def _scan_csv(processor: Any, data_path: str, sep: str = ",", n_rows: int | None = None, **_: Any) -> pl.LazyFrame:
+    types = {name: {str: pl.String, int: pl.Int64, float: pl.Float64}[t] for name, t in processor.dtype_dict.items()}
+    return pl.scan_csv(data_path, separator=sep, schema_overrides=types, low_memory=False, n_rows=n_rows)
+
+
+BUILDERS = {"ctrbench": _build_ctrbench, "fuxictr": _build_fuxictr}
+
+
+def _compare(folder: Path, rows: int, threads: int, repeats: int) -> dict[str, Any]:
+    csv_bytes = write_criteo_shaped(folder, rows)
+    sides = {}
+    for side in BUILDERS:
+        runs = [_run(folder, side, threads) for _ in range(repeats)]
+        best = min(runs, key=lambda run: run["seconds"])
+        sides[side] = {**best, "rows_per_second": rows / best["seconds"], "runs": runs}
+    ours, theirs = sides["ctrbench"], sides["fuxictr"]
+    return {
+        "rows": rows,
+        "csv_bytes": csv_bytes,
+        "threads": threads,
+        "settings": TRAIN_SETTINGS,
+        "machine": {"cpu": _cpu_name(), "cpus": os.cpu_count()},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("fuxictr", "polars", "ray", "h5py", "numpy")},
+        },
+        "sides": sides,
+        "speedup": ours["rows_per_second"] / theirs["rows_per_second"],
+        "memory_ratio": ours["peak_mib"] / theirs["peak_mib"],
+        "equal_ids": _count_equal(folder),
+    }
+
+
+def _run(folder: Path, side: str, threads: int) -> dict[str, float]:
+    """Build once in a process of its own; sample the memory of its tree every 50 ms."""
+    shutil.rmtree(folder / side, ignore_errors=True)
+    limits = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
+    with (folder / f"{side}.log").open("w") as log:
+        process = subprocess.Popen(command, env={**os.environ, **limits}, stdout=log, stderr=subprocess.STDOUT)
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, _tree_mib(process.pid))
+            time.sleep(0.05)
+    if process.returncode:
+        sys.exit((folder / f"{side}.log").read_text()[-4000:])
+    return {**json.loads((folder / f"{side}.json").read_text()), "peak_mib": peak}
+
+
+def _tree_mib(root: int) -> float:
+    """Proportional set size in MiB of process `root` and all its descendants."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue  # it ended between the listing and the reading
+    tree, grown = {root}, True
+    while grown:
+        children = {pid for pid, parent in parents.items() if parent in tree} - tree
+        tree, grown = tree | children, bool(children)
+    return sum(_pss_kib(pid) for pid in tree) / 1024
+
+
+def _pss_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def _count_equal(folder: Path) -> dict[str, Any]:
+    """How many cells of the encoded features agree, over all splits."""
+    import h5py
+
+    cells = equal = 0
+    for split in SPLITS:
+        theirs = pl.read_parquet(folder / "fuxictr" / DATASET_ID / f"{split}.parquet")
+        with h5py.File(folder / "ctrbench" / DATASET_ID / f"{split}.h5") as stored:
+            for name in NUMERIC + CATEGORICAL:
+                same = np.asarray(stored[name]) == theirs[name].to_numpy()
+                cells, equal = cells + same.size, equal + int(same.sum())
+    maps = [json.loads((folder / side / DATASET_ID / "feature_map.json").read_text()) for side in BUILDERS]
+    return {"cells": cells, "equal": equal, "all_equal": cells == equal, "same_feature_map": maps[0] == maps[1]}
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _table(report: dict[str, Any]) -> str:
+    versions, ids = report["versions"], report["equal_ids"]
+    lines = [
+        f"{report['rows']:,} rows ({report['csv_bytes'] / 2**20:.0f} MiB of CSV), {report['threads']} threads, "
+        f"{report['machine']['cpu']}; " + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "",
+        "| | seconds | rows/s | peak memory of the process tree (MiB) |",
+        "|---|---:|---:|---:|",
+    ]
+    for side, run in report["sides"].items():
+        lines.append(f"| {side} | {run['seconds']:.2f} | {run['rows_per_second']:,.0f} | {run['peak_mib']:,.0f} |")
+    lines.append(f"| ratio | | {report['speedup']:.1f}x | {report['memory_ratio']:.2f}x |")
+    lines += ["", f"Equal ids: {ids['equal']:,} of {ids['cells']:,}; same feature map: {ids['same_feature_map']}."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
