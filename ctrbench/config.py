@@ -131,8 +131,8 @@ def load_experiment(
     model_params = {k: v for k, v in section.items() if k not in training_keys and k not in UNREAD_MODEL_KEYS}
     for key in sorted(model_params.keys() & DatasetConfig.model_fields.keys()):
         problems.append(f"{where(key)}: belongs in dataset_config, got {model_params.pop(key)!r}")
-    if zoo is not None and training is not None:
-        problems += check_model_params(zoo, training.model, model_params, where)
+    if zoo is not None and isinstance(section.get("model"), str):
+        problems += check_model_params(zoo, section["model"], model_params, where)
     if training is not None:
         problems += check_values(training, where)
     dataset, dataset_unread = _load_dataset(

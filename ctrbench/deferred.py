@@ -32,19 +32,21 @@ class _DeferredModule(ModuleType):
         if name in self._callables:
 
             def call_later(*args: Any, **kwargs: Any) -> Any:
-                return getattr(self._load(), name)(*args, **kwargs)
+                return getattr(_load(self), name)(*args, **kwargs)
 
             return call_later
-        return getattr(self._load(), name)
+        return getattr(_load(self), name)
 
-    def _load(self) -> ModuleType:
-        with _lock:
-            if type(self) is _DeferredModule:
-                self.__class__ = ModuleType  # type: ignore[assignment]
-                spec = self.__spec__
-                assert spec is not None and spec.loader is not None
-                spec.loader.exec_module(self)
-        return self
+
+def _load(module: ModuleType) -> ModuleType:
+    """Run the module's source unless that has happened."""
+    with _lock:
+        if type(module) is _DeferredModule:
+            module.__class__ = ModuleType
+            spec = module.__spec__
+            assert spec is not None and spec.loader is not None
+            spec.loader.exec_module(module)
+    return module
 
 
 def _defer(name: str, callables: tuple[str, ...] = ()) -> None:

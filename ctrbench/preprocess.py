@@ -72,7 +72,9 @@ def build_dataset(
     folder = root / dataset.data_root / dataset.dataset_id
     if dataset.data_format == "h5":
         return _ready_h5(dataset, root, folder)
-    if problems := _problems(dataset):
+    problems = _problems(dataset)
+    # With rebuild_dataset: false a folder built from other settings is the first thing to say.
+    if problems and (dataset.rebuild_dataset or manifests.read(folder) is None):
         raise ConfigError(problems)
     files = _source_files(dataset, root, folder)
     settings = manifests.settings_hash(dataset, task)

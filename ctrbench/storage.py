@@ -247,6 +247,9 @@ def open_split(path: Path, feature_map: FeatureMap, *, labels_required: bool = T
         split = SplitFile(path, file, columns, num_rows, has_labels)
         if verify:
             _verify(split, feature_map)
+    except (RuntimeError, OSError) as error:  # what h5py raises when the file's own structures do not add up
+        file.close()
+        raise _damaged(path, f"its structure is damaged ({error})") from None
     except BaseException:
         file.close()
         raise

@@ -19,6 +19,8 @@ from fuxictr.pytorch.models import rank_model
 import numpy
 values = rank_model.evaluate_metrics(numpy.array([0.0, 1.0]), numpy.array([0.1, 0.2]), ["AUC"])
 assert values["AUC"] == 1.0
+values = rank_model.evaluate_metrics(numpy.array([0.0, 1.0]), numpy.array([0.2, 0.1]), ["AUC"])
+assert values["AUC"] == 0.0
 import fuxictr.metrics, types
 assert type(fuxictr.metrics) is types.ModuleType and fuxictr.metrics.evaluate_metrics.__module__ == "fuxictr.metrics"
 """
