@@ -42,7 +42,7 @@ def _load(module: ModuleType) -> ModuleType:
     """Run the module's source unless that has happened."""
     with _lock:
         if type(module) is _DeferredModule:
-            module.__class__ = ModuleType
+            module.__class__ = ModuleType  # type: ignore[assignment]
             spec = module.__spec__
             assert spec is not None and spec.loader is not None
             spec.loader.exec_module(module)
