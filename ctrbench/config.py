@@ -27,6 +27,7 @@ from ctrbench.validation import (
     check_together,
     check_values,
     missing_data,
+    valid_part,
     validate,
 )
 from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml
@@ -133,13 +134,13 @@ def load_experiment(
         problems.append(f"{where(key)}: belongs in dataset_config, got {model_params.pop(key)!r}")
     if zoo is not None and isinstance(section.get("model"), str):
         problems += check_model_params(zoo, section["model"], model_params, where)
-    if training is not None:
-        problems += check_values(training, where)
+    settings = valid_part(training_keys)
+    problems += check_values(settings, where)
     dataset, dataset_unread = _load_dataset(
         config_dir, root, section.get("dataset_id"), dataset_keys, where, problems, is_data_required
     )
-    if dataset is not None and training is not None:
-        problems += check_together(dataset, training, where)
+    if dataset is not None:
+        problems += check_together(dataset, settings, where)
     if problems:
         raise ConfigError(problems)
     assert training is not None and dataset is not None and zoo is not None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pydantic
 
 from ctrbench.errors import ConfigError, did_you_mean
-from ctrbench.schema import DatasetConfig, FeatureColumn, TrainingConfig, expand_columns
+from ctrbench.schema import DatasetConfig, FeatureColumn, LabelColumn, TrainingConfig, expand_columns
 
 
 class Where:
@@ -39,6 +40,15 @@ def validate(model: type[pydantic.BaseModel], values: dict[str, Any], where: Whe
         return None
 
 
+def valid_part(values: dict[str, Any]) -> TrainingConfig:
+    """Training settings with defaults for the keys that are wrong, so that what the others say can be checked too."""
+    try:
+        return TrainingConfig.model_validate(values)
+    except pydantic.ValidationError as error:
+        wrong = {item["loc"][0] for item in error.errors()}
+        return TrainingConfig.model_construct(**{key: value for key, value in values.items() if key not in wrong})
+
+
 def _key_of(location: tuple[Any, ...], values: dict[str, Any]) -> str:
     """`feature_cols['I1'].type` from pydantic's location, which numbers columns and ends in names of union members."""
     parts = [str(location[0])]
@@ -56,7 +66,8 @@ def _explain(item: Any, model: type[pydantic.BaseModel]) -> str:
     kind, got, context = item["type"], item.get("input"), item.get("ctx", {})
     key = str(item["loc"][-1])
     if kind == "extra_forbidden":
-        fields = FeatureColumn if str(item["loc"][0]) == "feature_cols" else model
+        columns: dict[str, type[pydantic.BaseModel]] = {"feature_cols": FeatureColumn, "label_col": LabelColumn}
+        fields = columns.get(str(item["loc"][0]), model)
         return f"unknown key, got {got!r}{did_you_mean(key, fields.model_fields)}"
     if kind == "missing":
         return "missing, this key is required"
@@ -71,7 +82,10 @@ def check_model_params(zoo: Path, name: str, params: dict[str, Any], where: Wher
     """Model keys against the constructor: names, types and, by FuxiCTR's naming conventions, ranges."""
     from ctrbench.zoo import load_model_class, model_keys
 
-    model_class = load_model_class(zoo, name)
+    try:
+        model_class = load_model_class(zoo, name)
+    except ConfigError as error:
+        return error.problems
     keys = model_keys(model_class)
     problems = []
     for key, value in params.items():
@@ -133,8 +147,6 @@ def _check_range(key: str, value: Any) -> str | None:
 
 
 def check_values(training: TrainingConfig, where: Where) -> list[str]:
-    import torch
-
     from ctrbench.metrics import parse_metrics
 
     problems = []
@@ -151,12 +163,25 @@ def check_values(training: TrainingConfig, where: Where) -> list[str]:
             problems += [f"{where(key)}: {problem}" for problem in error.problems]
     if problem := _optimizer_problem(training.optimizer):
         problems.append(f"{where('optimizer')}: {problem}, got {training.optimizer!r}")
-    if training.loss not in LOSSES and not hasattr(torch.nn.functional, training.loss):
-        problems.append(
-            f"{where('loss')}: no such function in torch.nn.functional, got {training.loss!r}"
-            f"{did_you_mean(training.loss, LOSSES)}"
-        )
+    if isinstance(training.monitor, dict) and not any(training.monitor.values()):
+        problems.append(f"{where('monitor')}: must weight at least one metric, got {training.monitor!r}")
+    if problem := _loss_problem(training.loss, training.task):
+        problems.append(f"{where('loss')}: {problem}, got {training.loss!r}")
     return problems
+
+
+def _loss_problem(name: str, task: str) -> str | None:
+    import torch
+
+    if name in LOSSES:
+        return None if task == "binary_classification" else f"needs labels and outputs in [0, 1], but task is {task}"
+    functions = {n: f for n, f in vars(torch.nn.functional).items() if inspect.isroutine(f) and not n.startswith("_")}
+    known = [n for n, f in functions.items() if n.endswith(("loss", "entropy", "entropy_with_logits", "kl_div"))]
+    return None if name in known else f"no such loss in torch.nn.functional{did_you_mean(name, [*LOSSES, *known])}"
+
+
+# These need a closure, sparse gradients or matrices only, or are the base class.
+_OTHER_OPTIMIZERS = ("Optimizer", "LBFGS", "SparseAdam", "Muon")
 
 
 def _optimizer_problem(name: str) -> str | None:
@@ -164,7 +189,8 @@ def _optimizer_problem(name: str) -> str | None:
 
     if name.lower() == "adam":
         return None
-    known = [n for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, torch.optim.Optimizer)]
+    classes = {n: c for n, c in vars(torch.optim).items() if inspect.isclass(c)}
+    known = [n for n, c in classes.items() if issubclass(c, torch.optim.Optimizer) and n not in _OTHER_OPTIMIZERS]
     return None if name in known else f"no such optimizer in torch.optim{did_you_mean(name, known)}"
 
 
@@ -173,8 +199,8 @@ def parse_regularizer(value: float | str | None) -> list[tuple[int, float]]:
     if value is None or value == 0:
         return []
     if isinstance(value, int | float):
-        if value < 0:
-            raise ConfigError(f"must not be negative, got {value!r}")
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"must not be negative or infinite, got {value!r}")
         return [(2, float(value))]
     name, _, arguments = value.replace(" ", "").rstrip(")").partition("(")
     powers = {"l1": [1], "l2": [2], "l1_l2": [1, 2]}.get(name)
@@ -182,7 +208,7 @@ def parse_regularizer(value: float | str | None) -> list[tuple[int, float]]:
         weights = [float(x) for x in arguments.split(",")]
     except ValueError:
         weights = []
-    if powers is None or len(powers) != len(weights):
+    if powers is None or len(powers) != len(weights) or not all(0 <= weight < math.inf for weight in weights):
         raise ConfigError(f"must be a number, l1(x), l2(x) or l1_l2(x,y), got {value!r}")
     return list(zip(powers, weights, strict=True))
 
@@ -206,7 +232,14 @@ def missing_data(dataset: DatasetConfig, root: Path) -> dict[str, str]:
     if (root / dataset.data_root / dataset.dataset_id / "manifest.json").is_file():
         return {}
     paths = {key: getattr(dataset, key) for key in ("train_data", "valid_data", "test_data")}
-    return {key: path for key, path in paths.items() if path is not None and not _exists(root, path)}
+    bases, suffixes = [root], [""]
+    if dataset.data_format == "h5":  # H5 files may be named as they lie in the dataset's folder, without their suffix
+        bases, suffixes = [root, root / dataset.data_root / dataset.dataset_id], ["", ".h5"]
+    return {
+        key: path
+        for key, path in paths.items()
+        if path is not None and not any(_exists(base, path + suffix) for base in bases for suffix in suffixes)
+    }
 
 
 def _exists(root: Path, pattern: str) -> bool:
@@ -222,7 +255,20 @@ def check_together(dataset: DatasetConfig, training: TrainingConfig, where: Wher
     group = training.group_id
     if group is not None and group not in types:
         problems.append(f"{where('group_id')}: no such column, got '{group}'{did_you_mean(group, types)}")
-    for name in training.use_features or []:
-        if name not in types:
-            problems.append(f"{where('use_features')}: no such column, got '{name}'{did_you_mean(name, types)}")
+    elif group is not None and types[group] not in ("meta", "categorical"):
+        problems.append(
+            f"{where('group_id')}: must be a column of type meta or categorical, '{group}' is {types[group]}"
+        )
+    for key, names in (
+        ("use_features", training.use_features or []),
+        ("feature_specs", _named(training.feature_specs)),
+    ):
+        for name in names:
+            if name not in types:
+                problems.append(f"{where(key)}: no such column, got '{name}'{did_you_mean(name, types)}")
     return problems
+
+
+def _named(feature_specs: list[dict[str, Any]] | None) -> list[Any]:
+    names = [entry.get("name") for entry in feature_specs or []]
+    return [name for entry in names if entry is not None for name in (entry if isinstance(entry, list) else [entry])]

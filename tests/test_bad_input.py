@@ -70,7 +70,7 @@ def tiny(tiny_raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("metrics=[gAUC]", "set group_id to the column that names them"),
         ("monitor_mode=maximize", "monitor_mode: must be 'max' or 'min', got 'maximize'"),
         ("optimizer=adamm", "no such optimizer in torch.optim"),
-        ("loss=binary_crosentropy", "no such function in torch.nn.functional"),
+        ("loss=binary_crosentropy", "no such loss in torch.nn.functional (did you mean 'binary_crossentropy'?)"),
         ("embedding_regularizer=l3(1)", "must be a number, l1(x), l2(x) or l1_l2(x,y), got 'l3(1)'"),
         ("dataset_id=tiny_crt", "unknown dataset, got 'tiny_crt' (did you mean 'tiny_ctr'?); known: "),
         ("model=DCNv33", "has no model 'DCNv33' (did you mean 'DCNv3'?)"),
