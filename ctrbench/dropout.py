@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dropout whose mask costs a fifth of torch's on a CPU, with the same distribution.
+"""Dropout at a sixth of the cost of torch's on a CPU, with the same distribution.
 
-`bernoulli_` draws one double per element. Here one 64-bit draw serves two elements, and each keeps its entry when its
-32 bits reach p * 2^32: the probability is exact to 2^-33. The mask is kept as one byte an element instead of a float.
+torch draws one double per element with a Mersenne Twister. Here torch's generator only seeds a faster one (SFC64), one
+64-bit draw serves two elements, and each element keeps its entry when its 32 bits reach p * 2^32: the probability is
+exact to 2^-33. The comparison writes the factors, 0 or 1 / (1 - p), that forward and backward multiply with.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+# Elements drawn at a time: the draws stay in the cache instead of passing through memory.
+BLOCK = 1 << 16
 
 
 class FastDropout(nn.Module):
@@ -27,31 +30,23 @@ class FastDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
-        result: Tensor = _MaskedScale.apply(x, draw_mask(x, self.p), 1.0 / (1.0 - self.p))
-        return result
+        return x * draw_factors(x, self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
 
-def draw_mask(like: Tensor, p: float) -> Tensor:
-    """Booleans of the shape of `like`, each true with probability 1 - p, drawn from torch's global generator."""
-    count = like.numel()
-    bits = torch.empty((count + 1) // 2, dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    return (bits.view(torch.int32)[:count] >= round(p * 2**32) - 2**31).view(like.shape)
-
-
-class _MaskedScale(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
-        context.save_for_backward(mask)
-        context.scale = scale
-        return torch.mul(x, mask).mul_(scale)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (mask,) = context.saved_tensors
-        return torch.mul(gradient, mask).mul_(context.scale), None, None
+def draw_factors(like: Tensor, p: float) -> Tensor:
+    """Factors of the shape and type of `like`, on the CPU: 0 with probability p, else 1 / (1 - p)."""
+    # Drawn through torch's global generator, so that whoever saves and restores its state gets the same factors again.
+    generator = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
+    factors = torch.empty(like.numel(), dtype=like.dtype)
+    threshold, scale = round(p * 2**32) - 2**31, 1.0 / (1.0 - p)
+    for block in factors.split(BLOCK):
+        draws = generator.random_raw((len(block) + 1) // 2)
+        bits = torch.from_numpy(draws.view(np.int32)[: len(block)])
+        torch.ge(bits, threshold, out=block).mul_(scale)
+    return factors.view(like.shape)
 
 
 def speed_up_dropout(model: nn.Module) -> nn.Module:

@@ -5,20 +5,20 @@ import pytest
 import torch
 from torch import nn
 
-from ctrbench.dropout import FastDropout, draw_mask, speed_up_dropout
+from ctrbench.dropout import FastDropout, draw_factors, speed_up_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
 def test_share_of_zeros_is_p(p: float) -> None:
     torch.manual_seed(0)
     count = 2_000_001
-    share = 1 - draw_mask(torch.empty(count), p).double().mean().item()
+    share = (draw_factors(torch.empty(count), p) == 0).double().mean().item()
     assert abs(share - p) < 5 * (p * (1 - p) / count) ** 0.5  # five standard errors
 
 
 def test_entries_are_independent_of_their_neighbours() -> None:
     torch.manual_seed(0)
-    mask = draw_mask(torch.empty(1_000_000), 0.5).double()
+    mask = draw_factors(torch.empty(1_000_000), 0.5).double()
     for lag in (1, 2, 3):
         assert abs(torch.corrcoef(torch.stack([mask[:-lag], mask[lag:]]))[0, 1].item()) < 5e-3
 

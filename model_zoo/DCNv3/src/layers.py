@@ -93,7 +93,7 @@ class ExponentialCrossNetwork(nn.Module):
     def step(self, i: int, x: Tensor) -> Tensor:
         """x_(i+1) from x_i, (B, H, N)."""
         h, mask = self.cross(i, x)
-        return self.dropout(torch.addcmul(x, x, torch.cat([h, h * mask], dim=-1) + self.b[i]))
+        return self.dropout(x * (torch.cat([h, h * mask], dim=-1) + self.b[i]) + x)
 
     def cross(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """The linear map of layer i and its Self-Mask, (B, H, N/2) each."""

@@ -100,7 +100,7 @@ class CrossNetwork(nn.Module):
     def step(self, i: int, x: Tensor, anchor: Tensor) -> Tensor:
         """x_(i+1) from x_i, (B, H, N)."""
         h, mask = self.cross(i, x)
-        return self.dropout(torch.addcmul(x, anchor, torch.cat([h, h * mask], dim=-1) + self.b[i]))
+        return self.dropout(anchor * (torch.cat([h, h * mask], dim=-1) + self.b[i]) + x)
 
     def cross_all(self, x: Tensor) -> Tensor:
         """x_L from x_0, (B, H, N)."""
