@@ -12,12 +12,8 @@ that several processes share once. The encoded ids of both sides are compared af
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from measure import ROOT, describe, environment, markdown, run_worker, use_cores, work, write_report
 
-ROOT = Path(__file__).resolve().parents[2]
 DATASET_ID = "criteo_shaped"
 NUMERIC = [f"I{i}" for i in range(1, 14)]
 CATEGORICAL = [f"C{i}" for i in range(1, 27)]
@@ -44,20 +40,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of all three splits together")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1, help="builds per side; the fastest counts")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--side", choices=["ctrbench", "fuxictr"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.side:
-        seconds = BUILDERS[options.side](options.folder)
-        (options.folder / f"{options.side}.json").write_text(json.dumps({"seconds": seconds}))
+    if options.worker:
+        work(options.worker, lambda settings: {"seconds": BUILDERS[settings["side"]](Path(settings["folder"]))})
         return
+    use_cores(options.threads)
     with tempfile.TemporaryDirectory() as name:
         report = _compare(Path(name), options.rows, options.threads, options.repeats)
+    write_report(options.output, report)
     print(_table(report))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def write_criteo_shaped(folder: Path, rows: int, seed: int = 2024) -> int:
@@ -145,9 +138,14 @@ BUILDERS = {"ctrbench": _build_ctrbench, "fuxictr": _build_fuxictr}
 
 def _compare(folder: Path, rows: int, threads: int, repeats: int) -> dict[str, Any]:
     csv_bytes = write_criteo_shaped(folder, rows)
+    taken: dict[str, list[dict[str, Any]]] = {side: [] for side in BUILDERS}
+    for _ in range(repeats):
+        for side in BUILDERS:
+            shutil.rmtree(folder / side, ignore_errors=True)
+            settings = {"side": side, "folder": str(folder)}
+            taken[side].append(run_worker(Path(__file__).resolve(), settings, threads, timeout=3600))
     sides = {}
-    for side in BUILDERS:
-        runs = [_run(folder, side, threads) for _ in range(repeats)]
+    for side, runs in taken.items():
         best = min(runs, key=lambda run: run["seconds"])
         sides[side] = {**best, "rows_per_second": rows / best["seconds"], "runs": runs}
     ours, theirs = sides["ctrbench"], sides["fuxictr"]
@@ -156,56 +154,12 @@ def _compare(folder: Path, rows: int, threads: int, repeats: int) -> dict[str, A
         "csv_bytes": csv_bytes,
         "threads": threads,
         "settings": TRAIN_SETTINGS,
-        "machine": {"cpu": _cpu_name(), "cpus": os.cpu_count()},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("fuxictr", "polars", "ray", "h5py", "numpy")},
-        },
+        "machine": environment(["fuxictr", "polars", "ray", "h5py", "numpy"]),
         "sides": sides,
         "speedup": ours["rows_per_second"] / theirs["rows_per_second"],
         "memory_ratio": ours["peak_mib"] / theirs["peak_mib"],
         "equal_ids": _count_equal(folder),
     }
-
-
-def _run(folder: Path, side: str, threads: int) -> dict[str, float]:
-    """Build once in a process of its own; sample the memory of its tree every 50 ms."""
-    shutil.rmtree(folder / side, ignore_errors=True)
-    limits = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
-    with (folder / f"{side}.log").open("w") as log:
-        process = subprocess.Popen(command, env={**os.environ, **limits}, stdout=log, stderr=subprocess.STDOUT)
-        peak = 0.0
-        while process.poll() is None:
-            peak = max(peak, _tree_mib(process.pid))
-            time.sleep(0.05)
-    if process.returncode:
-        sys.exit((folder / f"{side}.log").read_text()[-4000:])
-    return {**json.loads((folder / f"{side}.json").read_text()), "peak_mib": peak}
-
-
-def _tree_mib(root: int) -> float:
-    """Proportional set size in MiB of process `root` and all its descendants."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue  # it ended between the listing and the reading
-    tree, grown = {root}, True
-    while grown:
-        children = {pid for pid, parent in parents.items() if parent in tree} - tree
-        tree, grown = tree | children, bool(children)
-    return sum(_pss_kib(pid) for pid in tree) / 1024
-
-
-def _pss_kib(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def _count_equal(folder: Path) -> dict[str, Any]:
@@ -223,25 +177,23 @@ def _count_equal(folder: Path) -> dict[str, Any]:
     return {"cells": cells, "equal": equal, "all_equal": cells == equal, "same_feature_map": maps[0] == maps[1]}
 
 
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _table(report: dict[str, Any]) -> str:
-    versions, ids = report["versions"], report["equal_ids"]
-    lines = [
-        f"{report['rows']:,} rows ({report['csv_bytes'] / 2**20:.0f} MiB of CSV), {report['threads']} threads, "
-        f"{report['machine']['cpu']}; " + ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "",
-        "| | seconds | rows/s | peak memory of the process tree (MiB) |",
-        "|---|---:|---:|---:|",
+    ids = report["equal_ids"]
+    rows = [
+        [side, f"{run['seconds']:.2f}", f"{run['rows_per_second']:,.0f}", f"{run['peak_mib']:,.0f}"]
+        for side, run in report["sides"].items()
     ]
-    for side, run in report["sides"].items():
-        lines.append(f"| {side} | {run['seconds']:.2f} | {run['rows_per_second']:,.0f} | {run['peak_mib']:,.0f} |")
-    lines.append(f"| ratio | | {report['speedup']:.1f}x | {report['memory_ratio']:.2f}x |")
-    lines += ["", f"Equal ids: {ids['equal']:,} of {ids['cells']:,}; same feature map: {ids['same_feature_map']}."]
-    return "\n".join(lines)
+    rows.append(["ratio", "", f"{report['speedup']:.1f}x", f"{report['memory_ratio']:.2f}x"])
+    return "\n".join(
+        [
+            f"{report['rows']:,} rows ({report['csv_bytes'] / 2**20:.0f} MiB of CSV), {report['threads']} threads; "
+            f"{describe(report['machine'])}.",
+            "",
+            markdown(["", "seconds", "rows/s", "peak MiB of the process tree"], rows),
+            "",
+            f"Equal ids: {ids['equal']:,} of {ids['cells']:,}; same feature map: {ids['same_feature_map']}.",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -13,10 +13,7 @@ makes the ratio.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import ROOT, describe, environment, markdown, run_worker, spread, use_cores, work, write_report
 
-ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZE = 4096
+SIDES = ("ctrbench", "fuxictr_step", "fuxictr")
 VOCAB_SIZES = {"UserID": 6042, "Gender": 4, "Age": 9, "Occupation": 23, "MovieID": 3643, "Release": 10, "Genres": 20}
 MODEL = {
     "embedding_dim": 16,
@@ -68,7 +66,14 @@ def make_feature_map() -> Any:
     return feature_map
 
 
-def measure_training(side: str, workers: int, rows: int, data: Path) -> float:
+def measure(settings: dict[str, Any]) -> dict[str, Any]:
+    """One figure, in the process of a worker: rows per second."""
+    if settings["kind"] == "batches":
+        return {"rows_per_second": measure_batches(settings["rows"], settings["is_shuffled"])}
+    return {"rows_per_second": measure_training(settings["side"], settings["num_workers"], Path(settings["data"]))}
+
+
+def measure_training(side: str, num_workers: int, data: Path) -> float:
     """Rows per second of the second epoch."""
     import torch
     from fuxictr.pytorch.models import BaseModel
@@ -86,21 +91,18 @@ def measure_training(side: str, workers: int, rows: int, data: Path) -> float:
     model_class = load_model_class(ROOT / "model_zoo" / "SDCNv3", "SDCNv3")
     model = build_model(model_class, feature_map, {**settings.model_dump(), **MODEL, "gpu": -1, "model_id": "m"}, "")
     columns = {n: torch.from_numpy(x) for n, x in np.load(data).items()}
-    columns = {n: x.float() if n == "label" else x.int() for n, x in columns.items()}
-    batches = Batches(columns, BATCH_SIZE, shuffle=True)
-    if side == "fuxictr":
-        from fuxictr.pytorch.dataloaders.npz_dataloader import NpzDataLoader
-
-        BaseModel.compile(model, "adam", "binary_crossentropy", settings.learning_rate)
-        loader: Any = NpzDataLoader(feature_map, str(data), BATCH_SIZE, shuffle=True, num_workers=workers)
-    elif side == "fuxictr_step":  # FuxiCTR's step on our batches: what the loader alone costs
-        BaseModel.compile(model, "adam", "binary_crossentropy", settings.learning_rate)
-        loader = batches
+    batches = Batches({n: x.float() if n == "label" else x.int() for n, x in columns.items()}, BATCH_SIZE, shuffle=True)
+    loader: Any = batches
+    if side == "ctrbench":
+        trainer = Trainer(model, settings)
     else:
-        trainer, loader = Trainer(model, settings), batches
-    if side != "ctrbench":
+        BaseModel.compile(model, "adam", "binary_crossentropy", settings.learning_rate)
         model._max_gradient_norm, model._total_steps, model._eval_steps = 10.0, 0, sys.maxsize
         model._stop_training, model._verbose = False, 0
+        if side == "fuxictr":  # otherwise its step on our batches: what the loader alone costs
+            from fuxictr.pytorch.dataloaders.npz_dataloader import NpzDataLoader
+
+            loader = NpzDataLoader(feature_map, str(data), BATCH_SIZE, shuffle=True, num_workers=num_workers)
     for _ in range(2):  # the first epoch warms up
         started = time.perf_counter()
         if side == "ctrbench":
@@ -110,7 +112,7 @@ def measure_training(side: str, workers: int, rows: int, data: Path) -> float:
         else:
             model.train_epoch(loader)
         seconds = time.perf_counter() - started
-    return rows / seconds
+    return batches.num_rows / seconds
 
 
 def measure_batches(rows: int, is_shuffled: bool) -> float:
@@ -130,7 +132,7 @@ def measure_batches(rows: int, is_shuffled: bool) -> float:
     return rows / seconds
 
 
-STARTUP = """
+FIRST_STEP = """
 import sys, time
 started = time.perf_counter()
 from ctrbench import cli, trainer
@@ -145,99 +147,106 @@ cli.main(["run", "--expid", "SDCNv3_tiny", "--set", "verbose=0", "--set", "model
 BARE = "import time; started = time.perf_counter(); import torch; print(time.perf_counter() - started)"
 
 
-def in_process(code: list[str], threads: int) -> float:
-    """Run a child with `threads` threads; the number that it prints last."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *code], cwd=ROOT, env=environment, capture_output=True, text=True)
+def measure_startup(repeats: int, scratch: Path) -> dict[str, list[float]]:
+    """Seconds of a bare `import torch`, and of all that SDCNv3_tiny does until its first training step is done."""
+    subprocess.run([sys.executable, str(ROOT / "data" / "make_tiny.py")], check=True, capture_output=True)
+    _seconds(FIRST_STEP, scratch)  # builds the data and fills the file cache
+    taken: dict[str, list[float]] = {"import torch": [], "first training step": []}
+    for _ in range(repeats):
+        for name, code in zip(taken, (BARE, FIRST_STEP), strict=True):
+            taken[name].append(_seconds(code, scratch))
+    return taken
+
+
+def _seconds(code: str, scratch: Path) -> float:
+    """What a fresh process that runs `code` prints last."""
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(scratch)], cwd=ROOT, env=path, capture_output=True, text=True
+    )
     if not done.stdout.strip():
         raise RuntimeError(done.stderr)
     return float(done.stdout.split()[-1])
 
 
-def medians(settings: dict[str, tuple[list[str], int]], repeats: int) -> dict[str, float]:
-    """Median figure of each setting; the settings take turns."""
-    figures: dict[str, list[float]] = {name: [] for name in settings}
-    for _ in range(repeats):
-        for name, (code, threads) in settings.items():
-            figures[name].append(in_process(code, threads))
-            print(f"  {name}: {figures[name][-1]:,.2f}", file=sys.stderr, flush=True)
-    return {name: statistics.median(values) for name, values in figures.items()}
-
-
-def run_all(rows: int, repeats: int, scratch: Path) -> dict[str, Any]:
+def run_all(rows: int, repeats: int, workers: list[int], scratch: Path) -> dict[str, Any]:
+    """Every figure, as often as `repeats` says, in turns."""
     data = scratch / "train.npz"
     np.savez(data, **make_columns(rows))
-    here = str(Path(__file__).resolve())
-    training = {}
+    jobs: dict[str, tuple[dict[str, Any], int]] = {}
     for threads in (1, 2):
-        for side, workers in (("ctrbench", 0), ("fuxictr_step", 0), ("fuxictr", 0), ("fuxictr", 1), ("fuxictr", 2)):
-            name = f"{side}, {threads} threads" + (f", {workers} workers" if side == "fuxictr" else "")
-            training[name] = ([here, "--child", side, str(workers), str(rows), str(data)], threads)
-    batches = {
-        f"{order}, {threads} threads": (
-            [here, "--child", "batches", order, str(max(rows, 10 * BATCH_SIZE) * 2)],
-            threads,
-        )
-        for order in ("shuffled", "ordered")
-        for threads in (1, 2)
+        for side, count in [(s, n) for s in SIDES for n in (workers if s == "fuxictr" else [0])]:
+            name = f"{side}, {threads} threads" + (f", {count} workers" if side == "fuxictr" else "")
+            jobs[name] = {"kind": "training", "side": side, "num_workers": count, "data": str(data)}, threads
+        for order in ("shuffled", "ordered"):
+            settings = {"kind": "batches", "rows": max(2 * rows, 200_000), "is_shuffled": order == "shuffled"}
+            jobs[f"batches, {order}, {threads} threads"] = settings, threads
+    taken: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
+    for _ in range(repeats):
+        for name, (settings, threads) in jobs.items():
+            taken[name].append(run_worker(Path(__file__).resolve(), settings, threads))
+            print(f"  {name}: {taken[name][-1]['rows_per_second']:,.0f} rows/s", file=sys.stderr, flush=True)
+    figures = {
+        name: {**spread(run["rows_per_second"] for run in runs), "peak_mib": max(run["peak_mib"] for run in runs)}
+        for name, runs in taken.items()
     }
-    subprocess.run([sys.executable, str(ROOT / "data" / "make_tiny.py")], check=True, capture_output=True)
-    startup = {
-        "import torch": (["-c", BARE], 2),
-        "first training step": (["-c", STARTUP, str(scratch / "runs")], 2),
-    }
-    in_process(["-c", STARTUP, str(scratch / "runs")], 2)  # builds the data and fills the file cache
     return {
         "rows": rows,
-        "training_rows_per_second": medians(training, repeats),
-        "batches_rows_per_second": medians(batches, repeats),
-        "startup_seconds": medians(startup, max(repeats, 3) + 2),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
+        "repeats": repeats,
+        "machine": environment(["torch", "fuxictr", "numpy"]),
+        "training_rows_per_second": {name: f for name, f in figures.items() if not name.startswith("batches")},
+        "batches_rows_per_second": {name: f for name, f in figures.items() if name.startswith("batches")},
+        "startup_seconds": {name: spread(s) for name, s in measure_startup(repeats + 2, scratch / "runs").items()},
     }
 
 
 def to_markdown(result: dict[str, Any]) -> str:
+    """The tables for the README of this folder."""
     training, startup = result["training_rows_per_second"], result["startup_seconds"]
-    best = {side: max(n for n in training if n.startswith(f"{side},")) for side in ("ctrbench", "fuxictr")}
-    for side in best:
-        best[side] = max((n for n in training if n.startswith(f"{side},")), key=training.__getitem__)
-    ratio = training[best["ctrbench"]] / training[best["fuxictr"]]
-    lines = ["| measure | figure | ratio to FuxiCTR's best |", "|---|---|---|"]
-    lines += [
-        f"| training, {name} | {value:,.0f} rows/s | {value / training[best['fuxictr']]:.2f} |"
-        for name, value in training.items()
-    ]
-    lines += [
-        f"| batches alone, 39 columns, {n} | {v:,.0f} rows/s | |" for n, v in result["batches_rows_per_second"].items()
-    ]
-    lines += [f"| start-up, {name} | {value:.2f} s | |" for name, value in startup.items()]
-    lines += [
-        "",
-        f"Training, each at its best setting: {ratio:.2f}x FuxiCTR ({best['ctrbench']} against {best['fuxictr']}). "
-        f"Start-up to the first step: {startup['first training step'] / startup['import torch']:.2f}x a bare import of torch.",
-    ]
-    return "\n".join(lines)
+    best = {
+        side: max((n for n in training if n.startswith(f"{side},")), key=lambda n: training[n]["median"])
+        for side in SIDES
+    }
+    reference = training[best["fuxictr"]]["median"]
+    rows = [_row(n, f, reference) for n, f in training.items()]
+    rows += [_row(n, f, None) for n, f in result["batches_rows_per_second"].items()]
+    ratio = training[best["ctrbench"]]["median"] / reference
+    start = startup["first training step"]["median"] / startup["import torch"]["median"]
+    return "\n".join(
+        [
+            f"{result['rows']:,} rows, medians of {result['repeats']}; {describe(result['machine'])}.",
+            "",
+            markdown(["", "rows/s", "lowest to highest", "to FuxiCTR's best", "peak MiB"], rows),
+            "",
+            f"Training, each at its best setting: **{ratio:.2f}x** FuxiCTR ({best['ctrbench']} against {best['fuxictr']}).",
+            f"Start-up to the first training step: **{start:.2f}x** a bare `import torch` "
+            f"({startup['first training step']['median']:.2f} s against {startup['import torch']['median']:.2f} s).",
+        ]
+    )
+
+
+def _row(name: str, figures: dict[str, float], reference: float | None) -> list[str]:
+    ratio = f"{figures['median'] / reference:.2f}" if reference else ""
+    span = f"{figures['min']:,.0f} to {figures['max']:,.0f}"
+    return [name, f"{figures['median']:,.0f}", span, ratio, f"{figures['peak_mib']:,.0f}"]
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--child"]:
-        kind, *values = sys.argv[2:]
-        if kind == "batches":
-            print(measure_batches(int(values[1]), values[0] == "shuffled"))
-        else:
-            print(measure_training(kind, int(values[0]), int(values[1]), Path(values[2])))
-        return 0
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="of FuxiCTR's loader")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.worker:
+        sys.path.insert(0, str(ROOT))
+        work(arguments.worker, measure)
+        return 0
+    use_cores(2)
     with tempfile.TemporaryDirectory() as scratch:
-        result = run_all(arguments.rows, arguments.repeats, Path(scratch))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        result = run_all(arguments.rows, arguments.repeats, arguments.workers, Path(scratch))
+    write_report(arguments.output, result)
     print(to_markdown(result))
     return 0
 
