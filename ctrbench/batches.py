@@ -8,7 +8,7 @@ one `index_select` each and an ordered one is a slice. The tensors of a batch ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ctrbench.errors import DataError
 from ctrbench.features import FeatureMap
-from ctrbench.storage import SplitFile, open_split
+from ctrbench.items import item_map
+from ctrbench.storage import SplitFile, open_split, stored_width
 
 Batch = dict[str, Tensor]
 # Rows converted at a time while a split is read, so that reading needs little memory beyond the split itself.
@@ -33,6 +34,8 @@ class Batches:
         shuffle: draw a new order every epoch.
         seed: with the number of the epoch, this fixes the order.
         device: where the rows are kept.
+        items: an item table, whose first column is the key: batches then carry the features of the item that the key's
+            column names, for models that know nothing of item tables.
 
     Iterating yields one epoch: categorical (B,), sequence (B, L), numeric (B,), embedding (B, E), label (B,).
     """
@@ -44,6 +47,7 @@ class Batches:
         shuffle: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        items: Mapping[str, Tensor] | None = None,
     ):
         if not columns:
             raise DataError("a split without columns")
@@ -53,6 +57,7 @@ class Batches:
         self.seed = seed
         self.epoch = 0
         self.first_batch = 0
+        self._items = dict(items or {})
         self._layout: dict[str, tuple[bool, int, int | None]] = {}
         ids = {name: x for name, x in columns.items() if not x.is_floating_point()}
         reals = {name: x for name, x in columns.items() if x.is_floating_point()}
@@ -81,6 +86,7 @@ class Batches:
         seed: int = 0,
         device: torch.device | str = "cpu",
         labels_required: bool = True,
+        items: Mapping[str, Tensor] | None = None,
     ) -> Batches:
         """Read the columns of `feature_map` from an H5 split.
 
@@ -92,7 +98,7 @@ class Batches:
             _check_fits(split, names, feature_map, device)
             try:
                 columns = {name: torch.from_numpy(_torch_ready(split.read(name))) for name in names}
-                return cls(columns, batch_size, shuffle, seed, device)
+                return cls(columns, batch_size, shuffle, seed, device, items)
             except torch.cuda.OutOfMemoryError as error:
                 raise DataError(f"{path}: {split.num_rows} rows do not fit the memory of {device}") from error
 
@@ -123,8 +129,16 @@ class Batches:
             else:
                 rows = order[start:stop]
                 ids, reals = self._ids.index_select(0, rows), self._reals.index_select(0, rows)
-            yield {name: self._view(name, ids, reals) for name in self._layout}
+            batch = {name: self._view(name, ids, reals) for name in self._layout}
+            if self._items:
+                batch.update(self._of_items(batch))
+            yield batch
         self.epoch += 1
+
+    def _of_items(self, batch: Batch) -> Batch:
+        key, *features = self._items
+        rows = batch[key].long()
+        return {name: self._items[name].index_select(0, rows) for name in features}
 
     def _order(self, epoch: int) -> Tensor:
         # Drawn on the CPU, so that a seed means the same order on every device.
@@ -135,6 +149,24 @@ class Batches:
         is_real, first, width = self._layout[name]
         source = reals if is_real else ids
         return source[:, first] if width is None else source[:, first : first + width]
+
+
+def load_items(path: Path, feature_map: FeatureMap, device: torch.device | str) -> dict[str, Tensor]:
+    """The item table on `device`: (I,) or (I, width) by feature, the key's column counting from 0.
+
+    Raises:
+        DataError: the file is missing, damaged, belongs to other data or has another number of rows than ids.
+    """
+    part = item_map(feature_map)
+    with open_split(path, part, labels_required=False) as stored:
+        size = part.features[feature_map.item_key]["vocab_size"]
+        if stored.num_rows != size:
+            raise DataError(
+                f"{path}: holds {stored.num_rows} items, but '{feature_map.item_key}' has vocab_size {size}: "
+                f"delete {path.parent} and run again to build it anew"
+            )
+        columns = {name: torch.from_numpy(_torch_ready(stored.read(name))) for name in stored.columns}
+    return {name: values.to(device) for name, values in columns.items()}
 
 
 def _common_id_type(columns: dict[str, Tensor]) -> torch.dtype:
@@ -152,11 +184,8 @@ def _torch_ready(values: np.ndarray) -> np.ndarray:
 
 def _check_fits(split: SplitFile, names: list[str], feature_map: FeatureMap, device: torch.device | str) -> None:
     device = torch.device(device)
-    widths = (
-        spec.get("max_len") or (spec.get("pretrain_dim") if spec.get("type") == "embedding" else None) or 1
-        for spec in (feature_map.features.get(name, {}) for name in names)
-    )
-    needed = 4 * sum(widths) * split.num_rows
+    widths = (stored_width(feature_map.features[name]) or 1 for name in names if name in feature_map.features)
+    needed = 4 * (sum(widths) + len(feature_map.labels)) * split.num_rows
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
     if free and needed > free:
         raise DataError(

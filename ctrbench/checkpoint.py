@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ctrbench.errors import DataError
@@ -39,8 +37,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # an unpickler raises anything on damaged bytes
         raise DataError(f"{path}: not a readable checkpoint, damaged or truncated: run the experiment again") from error
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise DataError(f"{path}: not a state_dict, which maps names of parameters to tensors")
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -62,7 +62,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # an unpickler raises anything on damaged bytes
         raise DataError(f"{path}: damaged checkpoint: delete it, or start over with --fresh") from error
     if not isinstance(state, dict):
         raise DataError(f"{path}: not a checkpoint: delete it, or start over with --fresh")

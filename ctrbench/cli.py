@@ -67,7 +67,7 @@ def run_expid(zoo: Path, argv: Sequence[str] | None = None) -> int:
     _add_experiment_arguments(parser, expid_default=f"{zoo.name}_test")
     arguments = parser.parse_args(argv)
     arguments.zoo = zoo
-    if arguments.config and not Path(arguments.config).is_dir() and (zoo / arguments.config).is_dir():
+    if arguments.config and not any(Path(arguments.config).glob("model_config*")) and (zoo / arguments.config).is_dir():
         arguments.config = zoo / arguments.config  # as FuxiCTR's scripts, which change into their own folder
     return _guard(lambda: _run(arguments))
 
@@ -93,7 +93,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _guard(action: Callable[[], int]) -> int:
     try:
-        return action()
+        status = action()
+        sys.stdout.flush()  # a reader that has gone shows here, not when the interpreter ends
+        return status
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -187,7 +189,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     experiment, data, feature_map, trainer = load_trained(arguments.run_dir, arguments.gpu)
     metrics = parse_metrics(arguments.metrics or experiment.training.metrics, feature_map.group_id)
-    batches = open_batches(experiment, data, feature_map, arguments.split, trainer.device)
+    batches = open_batches(experiment, data, feature_map, arguments.split, trainer)
     values = trainer.evaluate(batches, metrics)
     if arguments.json:
         print(json.dumps(values))

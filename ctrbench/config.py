@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
 from ctrbench.errors import ConfigError, did_you_mean
 from ctrbench.files import sha256_of_value
 from ctrbench.schema import (
@@ -113,7 +111,7 @@ def load_experiment(
     Raises:
         ConfigError: with one line per problem.
     """
-    root = find_root(config_dir)
+    root = find_root(config_dir, zoo)
     _check_name(expid, f"--expid {expid}")
     section, origins = _model_section(config_dir, expid)
     overridden = dict(_parse_override(text) for text in overrides)
@@ -164,7 +162,7 @@ def load_run(run_dir: Path) -> Experiment:
         dataset = DatasetConfig.model_validate(saved["dataset"])
         paths = Path(saved["zoo"]), Path(saved["root"])
         return Experiment(str(saved["expid"]), training, dict(saved["model"]), dataset, *paths, source=str(path))
-    except (KeyError, TypeError, pydantic.ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: damaged: {str(error).splitlines()[0]}: run the experiment again") from error
 
 
@@ -174,16 +172,17 @@ def list_expids(config_dir: Path) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != "Base"]
 
 
-def find_root(config_dir: Path) -> Path:
-    """The folder that relative paths are meant from: the repository's, else the model folder around `config_dir`."""
+def find_root(config_dir: Path, zoo: Path | None = None) -> Path:
+    """The folder that relative paths are meant from: the repository's, else the model folder around `config_dir`.
+
+    A configuration folder that lies elsewhere has the root of the model folder `zoo`.
+    """
     config_dir = config_dir.resolve()
-    for folder in config_dir.parents:
+    folders = [*config_dir.parents, *((zoo / "config").resolve().parents if zoo else ())]
+    for folder in folders:
         if (folder / "model_zoo").is_dir() and (folder / "config" / "dataset_config").is_dir():
             return folder
-    for folder in config_dir.parents:
-        if (folder / "src").is_dir():
-            return folder
-    return config_dir.parent
+    return next((folder for folder in folders if (folder / "src").is_dir()), config_dir.parent)
 
 
 def _check_name(name: str, where: str) -> None:
@@ -208,28 +207,34 @@ def _raise(problem: str) -> Any:
 
 
 def _model_section(config_dir: Path, expid: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Base updated with the expid's section, and for each key the file and section that it comes from."""
-    base: dict[str, Any] = {}
-    found: dict[str, Any] | None = None
-    origins: dict[str, str] = {}
+    """Base updated with the expid's section, and for each key the file and section that it comes from.
+
+    As in FuxiCTR, Base is that of the expid's own file; a file without one takes it from another file of the folder.
+    """
+    bases: dict[Path, dict[str, Any]] = {}
+    found: dict[Path, dict[str, Any]] = {}
     known: list[str] = []
     for path in _model_files(config_dir):
         content = load_yaml(path)
         known += [name for name in content if name != "Base"]
-        for name in ("Base", expid):
+        for name, sections in (("Base", bases), (expid, found)):
             if name in content and not isinstance(content[name], dict):
                 raise ConfigError(f"{path}: {name}: must be a section of keys, got {content[name]!r}")
-        for key, value in content.get("Base", {}).items():
-            base[key] = value
-            origins.setdefault(key, f"{path}: Base")
-        if expid in content and expid != "Base":
-            found = content[expid]
-            origins.update({str(key): f"{path}: {expid}" for key in content[expid]})
-    if found is None:
+            if name in content:
+                sections[path] = content[name]
+    if not found or expid == "Base":
         raise ConfigError(
             f"{config_dir}: unknown expid '{expid}'{did_you_mean(expid, known)}; known: {', '.join(known) or 'none'}"
         )
-    return {**base, **found}, origins
+    if len(found) > 1:
+        raise ConfigError(
+            f"{config_dir}: expid '{expid}' is in {' and '.join(p.name for p in found)}: keep one of them"
+        )
+    [(path, section)] = found.items()
+    base_path = path if path in bases else next(iter(bases), path)
+    base = bases.get(base_path, {})
+    origins = dict.fromkeys(base, f"{base_path}: Base") | dict.fromkeys(section, f"{path}: {expid}")
+    return {**base, **section}, origins
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -244,10 +249,11 @@ def _find_zoo(config_dir: Path, root: Path, model: Any, where: Where, problems: 
     for folder in (around, root / "model_zoo" / str(model)):
         if (folder / "src" / "__init__.py").is_file():
             return folder
-    folders = [p.name for p in (root / "model_zoo").glob("*") if (p / "src").is_dir()]
+    folders = sorted(p.name for p in (root / "model_zoo").glob("*") if (p / "src").is_dir())
     if model is not None:
         problems.append(
-            f"{where('model')}: no model folder, got '{model}'{did_you_mean(model, folders)}; known: {', '.join(folders)}"
+            f"{where('model')}: no model folder, got '{model}'{did_you_mean(model, folders)}; "
+            f"known: {', '.join(folders) or 'none'}"
         )
     return None
 

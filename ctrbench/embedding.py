@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from fuxictr.pytorch.layers import FeatureEmbeddingDict
+from fuxictr.pytorch.layers import FeatureEmbeddingDict, MaskedAveragePooling
 from fuxictr.utils import not_in_whitelist
 from torch import Tensor, nn
 
@@ -55,6 +55,13 @@ class MergedEmbeddingDict(nn.Module):
                 num_rows += layer.num_embeddings
             self._row_ranges[field] = owners[id(layer)]
         self.table = nn.Parameter(torch.cat(weights))  # (sum of V, D)
+        self._averaged = {
+            field
+            for field in merged_fields
+            if field in self.feature_encoders
+            and type(self.feature_encoders[field]) is MaskedAveragePooling
+            and stock.embedding_layers[field].padding_idx == 0
+        }
         self.register_buffer("_padding_rows", torch.tensor(padding_rows, device=self.table.device), persistent=False)
         self.table.register_hook(self._drop_padding_gradient)
         self.register_state_dict_post_hook(_split_table)
@@ -72,9 +79,14 @@ class MergedEmbeddingDict(nn.Module):
             and not (feature_source and not_in_whitelist(features[field]["source"], feature_source))
             and not (feature_type and not_in_whitelist(features[field]["type"], feature_type))
         ]
-        merged = self._gather({field: inputs[field] for field in wanted if field in self._row_ranges})
+        averaged = [field for field in wanted if field in self._averaged and inputs[field].dim() == 2]
+        plain = [field for field in wanted if field in self._row_ranges and field not in averaged]
+        merged = self._gather({field: inputs[field] for field in plain})
         embeddings: OrderedDict[str, Tensor] = OrderedDict()
         for field in wanted:
+            if field in averaged:
+                embeddings[field] = self._average(field, inputs[field])
+                continue
             if field in merged:
                 embedding = merged[field]
             elif features[field]["type"] == "numeric":
@@ -101,6 +113,13 @@ class MergedEmbeddingDict(nn.Module):
             field: part.squeeze(1) if x.dim() == 1 else part
             for (field, x), part in zip(ids.items(), parts, strict=True)
         }
+
+    def _average(self, field: str, ids: Tensor) -> Tensor:
+        """What MaskedAveragePooling makes of a sequence (B, L), without its (B, L, D) embeddings: (B, D)."""
+        is_token = (ids > 0).to(self.table.dtype)
+        weights = is_token / is_token.sum(1, keepdim=True).clamp(min=1)  # (B, L)
+        rows = ids + self._row_ranges[field][0]
+        return functional.embedding_bag(rows, self.table, mode="sum", per_sample_weights=weights)
 
     def _drop_padding_gradient(self, gradient: Tensor) -> Tensor:
         # One lookup can leave out the gradient of one padding row only; here every field has its own.

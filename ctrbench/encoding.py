@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +17,7 @@ import polars as pl
 
 from ctrbench.errors import DataError
 from ctrbench.fitting import Fitted, tokens_of
+from ctrbench.items import item_dataset, split_dataset, write_items
 from ctrbench.rawdata import Block, RawReader
 from ctrbench.schema import DatasetConfig, FeatureColumn
 from ctrbench.splits import SplitPlan, name_files, no_rows
@@ -36,7 +37,8 @@ class SplitEncoder:
         self._is_binary = task == "binary_classification"
         # Made once: every new expression would copy the vocabularies that it casts to.
         encoders = fitted.encoders
-        plain = [c.name for c in self._columns if c.type in ("categorical", "meta") and c.name in encoders]
+        made = [c.name for c in self._columns if c.type in ("categorical", "meta") and c.name in encoders]
+        plain = [name for name in made if name not in fitted.histories]
         self._plain_codes = [encoders[name].codes(pl.col(name)).alias(name) for name in plain]
 
     def check_labels(self, block: Block) -> None:
@@ -64,7 +66,9 @@ class SplitEncoder:
         for column in self._columns:
             if column.name in result:
                 continue
-            if column.type == "sequence":
+            if column.name in self._fitted.histories:
+                result[column.name] = self._history_codes(column, block)
+            elif column.type == "sequence":
                 result[column.name] = self._sequence_codes(column, block)
             elif column.type == "embedding":
                 result[column.name] = self._vectors(column, block)
@@ -81,7 +85,7 @@ class SplitEncoder:
         """Arrays (n,) or (n, width) of the split file's columns from `codes`; numpy only, for the writing thread."""
         arrays = {}
         for name, value in codes.items():
-            if isinstance(value, tuple):  # a sequence: codes, which of them are missing, lengths
+            if isinstance(value, tuple):  # a sequence or a history: codes, which of them are missing, lengths
                 flat, missing, lengths = value
                 arrays[name] = self._padded(name, flat, missing, lengths)
             elif name in self._fitted.encoders:
@@ -98,6 +102,7 @@ class SplitEncoder:
         if missing is not None:
             ids[missing] = 0
         padding = next(column.padding for column in self._columns if column.name == name)
+        padding = "pre" if name in self._fitted.histories else padding
         return pad_sequences(ids, lengths, self._fitted.feature_map.features[name]["max_len"], padding)
 
     def _sequence_codes(self, column: FeatureColumn, block: Block) -> tuple[Any, np.ndarray | None, np.ndarray]:
@@ -113,6 +118,26 @@ class SplitEncoder:
             return self._in_range(column, block, flat, ids, rows), None, lengths
         codes = flat.to_frame().select(self._fitted.encoders[column.name].codes(pl.col("token"))).to_series()
         return codes, missing if missing.any() else None, lengths
+
+    def _history_codes(self, column: FeatureColumn, block: Block) -> tuple[Any, np.ndarray | None, np.ndarray]:
+        """Item ids of a history; where ids are given, with the zeros that pad it on the left."""
+        lists = block.frame[column.name]
+        lengths = lists.list.len().to_numpy().astype(np.int64)
+        flat = lists.filter(lists.list.len() > 0).explode().rename("token")
+        if column.name in self._fitted.encoders:
+            missing = (flat == column.na_value).to_numpy()
+            codes = flat.to_frame().select(self._fitted.encoders[column.name].codes(pl.col("token"))).to_series()
+            return codes, missing if missing.any() else None, lengths
+        width = self._fitted.feature_map.features[column.name]["max_len"]
+        wrong = np.flatnonzero((lengths != 0) & ((lengths < width) | (lengths > width) & (column.max_len == 0)))
+        if len(wrong):
+            raise DataError(
+                f"{block.place(int(wrong[0]), column.name)}: the history has {lengths[wrong[0]]} slots, "
+                f"{'max_len is' if column.max_len else 'the longest has'} {width}: pad it with 0 on the left"
+                f"{', or correct max_len' if column.max_len else ''}"
+            )
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        return self._in_range(column, block, flat, flat, rows), None, lengths
 
     def _given_ids(self, column: FeatureColumn, block: Block) -> np.ndarray:
         """Ids that the data holds already."""
@@ -130,7 +155,7 @@ class SplitEncoder:
     def _in_range(
         self, column: FeatureColumn, block: Block, values: pl.Series, ids: pl.Series, rows: np.ndarray
     ) -> np.ndarray:
-        size = self._fitted.feature_map.features[column.name]["vocab_size"]
+        size = self._fitted.vocabularies[column.name].size
         bad = (ids.is_null() | (ids < 0) | (ids >= size)).arg_true()
         if len(bad):
             raise DataError(
@@ -164,10 +189,11 @@ class SplitEncoder:
 def encode(
     dataset: DatasetConfig, reader: RawReader, plan: SplitPlan, fitted: Fitted, folder: Path, task: str
 ) -> dict[str, int]:
-    """Write `<split>.h5` of every split; returns their rows.
+    """Write `<split>.h5` of every split, without the features of the item table; returns their rows.
 
     A second thread writes while this one reads and encodes; at most two blocks wait between them.
     """
+    dataset = split_dataset(dataset)
     encoder, num_rows = SplitEncoder(dataset, fitted, task), dict.fromkeys(plan.splits, 0)
     features = [column.name for column in dataset.feature_cols if column.active]
     for source, files in plan.sources.items():
@@ -198,6 +224,18 @@ def encode(
             num_rows[split] = writers[split].num_rows
             logging.info("Build %s: %d rows in %.1f s", split, num_rows[split], time.perf_counter() - start)
     return num_rows
+
+
+def encode_items(dataset: DatasetConfig, files: Sequence[Path], fitted: Fitted, folder: Path) -> None:
+    """Write items.h5 from the rows of `item_info`."""
+    table = item_dataset(dataset)
+    encoder, names = SplitEncoder(table, fitted, ""), [column.name for column in table.feature_cols]
+    reader = RawReader(table, ids_given=not dataset.rebuild_dataset)
+    blocks = [encoder.arrays(encoder.codes(block)) for block in reader.blocks(files, names)]
+    if not blocks:
+        raise no_rows(files)
+    columns = {name: np.concatenate([block[name] for block in blocks]) for name in names}
+    write_items(folder, fitted.feature_map, columns, name_files(files))
 
 
 def _write(encoder: SplitEncoder, codes: Mapping[str, Any], parts: list[tuple[SplitWriter, np.ndarray | None]]) -> None:

@@ -33,5 +33,6 @@ class TrainingError(CtrbenchError):
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """` (did you mean 'x'?)` for the nearest of `known`, or an empty string."""
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    names = {str(k).lower(): str(k) for k in known}  # adamw is AdamW, not Adam
+    near = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.6)
+    return f" (did you mean '{names[near[0]]}'?)" if near else ""

@@ -13,13 +13,17 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fuxictr.features
 
 from ctrbench.errors import ConfigError, DataError, did_you_mean
 from ctrbench.files import sha256_of_value, write_json
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ITEM = "item"  # the `source` of features that an item table may hold
 FEATURE_TYPES = ("numeric", "categorical", "sequence", "embedding", "meta")
 # What a `feature_specs` entry may override. The other keys describe the stored data and cannot be changed afterwards.
 OVERRIDABLE_KEYS = frozenset(
@@ -52,7 +56,23 @@ class FeatureMap(fuxictr.features.FeatureMap):
 
     def __init__(self, dataset_id: str, data_dir: str):
         super().__init__(dataset_id, data_dir)
+        # The column of the splits that is an index into the item table, and that table; see `ctrbench.items`.
+        self.item_key: str | None = None
+        self.item_table: dict[str, Tensor] | None = None
         self._stored: dict[str, Any] | None = None
+
+    @property
+    def item_features(self) -> list[str]:
+        """Features that live in the item table and not in the splits."""
+        if self.item_key is None:
+            return []
+        return [n for n, spec in self.features.items() if spec.get("source") == ITEM and n != self.item_key]
+
+    @property
+    def split_features(self) -> list[str]:
+        """Features that the splits hold, in order."""
+        elsewhere = set(self.item_features)
+        return [name for name in self.features if name not in elsewhere]
 
     def load(self, json_file: str | Path, params: Mapping[str, Any]) -> None:
         """Read `json_file` as `load_feature_map` does, into this object."""
@@ -60,8 +80,8 @@ class FeatureMap(fuxictr.features.FeatureMap):
         self.__dict__.update(loaded.__dict__)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of feature_map.json for the present state, in FuxiCTR's layout."""
-        return {
+        """The content of feature_map.json for the present state, in FuxiCTR's layout, and `item_key` if there is one."""
+        content = {
             "dataset_id": self.dataset_id,
             "num_fields": self.num_fields,
             "total_features": self.total_features,
@@ -69,6 +89,7 @@ class FeatureMap(fuxictr.features.FeatureMap):
             "labels": list(self.labels),
             "features": [{name: copy.deepcopy(dict(spec))} for name, spec in self.features.items()],
         }
+        return content if self.item_key is None else {**content, "item_key": self.item_key}
 
     def save(self, json_file: str | Path) -> None:
         """Write `to_dict()` to `json_file` atomically."""
@@ -116,6 +137,7 @@ def load_feature_map(path: Path, dataset_id: str | None, params: Mapping[str, An
         )
     feature_map = FeatureMap(stored["dataset_id"], str(path.parent))
     feature_map._stored = stored
+    feature_map.item_key = stored.get("item_key")
     feature_map.labels = list(stored["labels"])
     feature_map.default_emb_dim = params.get("embedding_dim")
     features = OrderedDict((name, dict(spec)) for entry in stored["features"] for name, spec in entry.items())
@@ -126,6 +148,10 @@ def load_feature_map(path: Path, dataset_id: str | None, params: Mapping[str, An
     feature_map.group_id = group_id
     _apply_feature_specs(features, params.get("feature_specs") or [])
     feature_map.features = _use_features(features, params.get("use_features"), group_id)
+    if feature_map.item_features and feature_map.item_key not in feature_map.features:
+        raise ConfigError(
+            f"use_features: '{feature_map.item_features[0]}' is looked up by '{feature_map.item_key}': name that too"
+        )
     for name, spec in feature_map.features.items():
         if spec["type"] == "embedding" and "pretrain_dim" not in spec:
             width = spec.get("embedding_dim") or feature_map.default_emb_dim

@@ -7,6 +7,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import polars as pl
 from ctrbench.errors import DataError
 from ctrbench.features import FeatureMap
 from ctrbench.files import atomic_path
+from ctrbench.items import history_columns, item_dataset, key_column, split_dataset
 from ctrbench.rawdata import RawReader
 from ctrbench.schema import DatasetConfig, FeatureColumn
 from ctrbench.splits import SplitPlan, name_files, no_rows
@@ -58,7 +60,8 @@ class Fitted:
         vocabularies: by categorical and sequence feature; shared ones are one object.
         encoders: by categorical, sequence and remapped meta feature; empty for ids that are given.
         scalers: (shift, scale) by numeric feature with a normalizer.
-        meta_sizes: number of ids by remapped meta feature.
+        meta_sizes: number of ids by meta feature whose ids are made here.
+        histories: meta features that are lists of item ids.
     """
 
     feature_map: FeatureMap
@@ -66,6 +69,7 @@ class Fitted:
     encoders: dict[str, Encoder] = field(default_factory=dict)
     scalers: dict[str, tuple[float, float]] = field(default_factory=dict)
     meta_sizes: dict[str, int] = field(default_factory=dict)
+    histories: list[str] = field(default_factory=list)
 
 
 def tokens_of(column: FeatureColumn, dtype: pl.DataType) -> pl.Expr:
@@ -84,11 +88,12 @@ def _explode(lists: pl.Expr) -> pl.Expr:
 class Statistics:
     """One pass over the raw rows: token counts, longest sequences and numeric moments."""
 
-    def __init__(self, columns: list[FeatureColumn], *, ids_given: bool):
+    def __init__(self, columns: list[FeatureColumn], *, ids_given: bool, histories: Collection[str] = ()):
         fitted = [column for column in columns if not ids_given]
         self._tokens = [c for c in fitted if c.type in ("categorical", "sequence")]
-        self._meta = [c for c in fitted if c.type == "meta" and c.remap]
+        self._meta = [c for c in fitted if c.type == "meta" and c.remap and c.name not in histories]
         self._lengths = [c for c in columns if (c.type == "embedding" and c.pretrain_dim is None)]
+        self._lengths += [c for c in columns if c.name in histories and c.max_len == 0]
         self._lengths += [c for c in fitted if c.type == "sequence" and c.max_len == 0]
         self._numeric = [c for c in fitted if c.type == "numeric" and c.normalizer]
         self.counters = {c.name: TokenCounter() for c in self._tokens + self._meta}
@@ -117,7 +122,7 @@ class Statistics:
         if split != "train":
             return
         for column in self._lengths:
-            lists = pl.col(column.name)
+            lists = pl.col(column.name)  # of an embedding or a history
             if column.type == "sequence":
                 lists = tokens_of(column, frame.schema[column.name])
             longest = frame.select(lists.list.len().max()).item() or 0
@@ -126,16 +131,27 @@ class Statistics:
             self.moments[column.name].add(frame[column.name].cast(pl.Float64).to_numpy())
 
 
-def fit(dataset: DatasetConfig, reader: RawReader, plan: SplitPlan, folder: Path, root: Path) -> Fitted:
+def fit(
+    dataset: DatasetConfig,
+    reader: RawReader,
+    plan: SplitPlan,
+    folder: Path,
+    root: Path,
+    item_files: Sequence[Path] = (),
+) -> Fitted:
     """Fit everything and complete the feature map, exactly as FuxiCTR's FeatureProcessor numbers it.
+
+    Vocabularies and scalers are fitted on the training split alone, those of item features on the item table.
 
     Raises:
         DataError: the raw data cannot be read or a column keeps no token.
     """
     columns = [column for column in dataset.feature_cols if column.active]
     ids_given = not dataset.rebuild_dataset
-    statistics = Statistics(columns, ids_given=ids_given)
     start, train = time.perf_counter(), plan.sources["train"]
+    histories = history_columns(dataset, reader, train)
+    in_splits = [column for column in split_dataset(dataset).feature_cols if column.active]
+    statistics = Statistics(in_splits, ids_given=ids_given, histories=histories)
     for source, files in plan.sources.items():
         wanted, first_row = statistics.wanted(source), 0
         if not wanted:
@@ -146,17 +162,48 @@ def fit(dataset: DatasetConfig, reader: RawReader, plan: SplitPlan, folder: Path
             first_row += block.frame.height
         if source == "train" and not first_row:
             raise no_rows(files)
-    where = name_files(train)
-    fitted = Fitted(FeatureMap(dataset.dataset_id, str(folder)))
+    fitted = Fitted(FeatureMap(dataset.dataset_id, str(folder)), histories=histories)
     fitted.feature_map.labels = [label.name for label in dataset.label_col]
+    in_table, item_statistics = _item_statistics(dataset, item_files)
     for column in columns:
-        _fit_column(column, dataset, statistics, fitted, where)
+        if column.name in in_table:
+            _fit_column(in_table[column.name], dataset, item_statistics, fitted, name_files(item_files))
+        else:
+            _fit_column(column, dataset, statistics, fitted, name_files(train))
+    _finish_histories(fitted, dataset, columns)
     for column in columns:
         if column.pretrained_emb is not None:
             _add_pretrained(column, fitted, folder, root)
     _finish_sizes(fitted, columns, ids_given)
     logging.info("Fit feature map: %d features in %.1f s", len(columns), time.perf_counter() - start)
     return fitted
+
+
+def _item_statistics(dataset: DatasetConfig, files: Sequence[Path]) -> tuple[dict[str, FeatureColumn], Statistics]:
+    """The columns of the item table by name, and their statistics."""
+    if key_column(dataset) is None:
+        return {}, Statistics([], ids_given=True)
+    table, ids_given = item_dataset(dataset), not dataset.rebuild_dataset
+    statistics = Statistics(table.feature_cols, ids_given=ids_given)
+    if wanted := statistics.wanted("train"):
+        for block in RawReader(table, ids_given=ids_given).blocks(files, wanted):
+            statistics.add("train", block.frame)
+    return {column.name: column for column in table.feature_cols}, statistics
+
+
+def _finish_histories(fitted: Fitted, dataset: DatasetConfig, columns: list[FeatureColumn]) -> None:
+    """Name the table's key in the feature map, and give every history its width and the items' numbering."""
+    if (key := key_column(dataset)) is None:
+        return
+    fitted.feature_map.item_key = key.name
+    for column in columns:
+        if column.name in fitted.histories:
+            if column.dtype != key.dtype:
+                raise DataError(
+                    f"dataset_config: {dataset.dataset_id}.feature_cols.{column.name}.dtype: it holds ids of "
+                    f"'{key.name}', so it must be {key.dtype}, got {column.dtype}"
+                )
+            fitted.vocabularies[column.name] = fitted.vocabularies[key.name]
 
 
 def _fit_column(
@@ -167,6 +214,8 @@ def _fit_column(
     place = f"{where}: column '{name}'"
     if column.type == "meta":
         features[name] = {"type": "meta"}
+        if name in fitted.histories:
+            features[name]["max_len"] = max(1, column.max_len or statistics.lengths[name])
         if name in statistics.counters:
             counts = statistics.counters[name].counts()
             vocabulary = Vocabulary.fit(counts, min_count=1, na_value="", remap=True, where=place)
@@ -252,7 +301,10 @@ def _finish_sizes(fitted: Fitted, columns: list[FeatureColumn], ids_given: bool)
         if vocabulary is None:
             continue
         spec = fitted.feature_map.features[column.name]
-        spec["vocab_size"] = vocabulary.size
+        if column.type == "meta":
+            fitted.meta_sizes[column.name] = vocabulary.size
+        else:
+            spec["vocab_size"] = vocabulary.size
         if "oov_idx" in spec:
             spec["oov_idx"] = vocabulary.oov
         if not ids_given:

@@ -43,7 +43,7 @@ def plot_run(
     model = trainer.model
     if not (hasattr(model, "field_interactions") and hasattr(model, "mask_activity")):
         raise ConfigError(f"{run_dir}: {experiment.training.model} has neither field_interactions nor mask_activity")
-    batches = open_batches(experiment, data, feature_map, split, trainer.device)
+    batches = open_batches(experiment, data, feature_map, split, trainer)
     for row in rows:
         if not 0 <= row < batches.num_rows:
             raise DataError(f"--rows {row}: the {split} split has rows 0 to {batches.num_rows - 1}")

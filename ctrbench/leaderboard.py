@@ -14,6 +14,8 @@ from ctrbench.errors import ConfigError, DataError
 
 COLUMNS = ("dataset", "experiment", "seeds", "valid AUC", "test AUC", "test logloss", "parameters", "epochs", "train s")
 
+_NEEDED = {"dataset_id", "expid", "seed", "metrics", "parameters", "epochs", "timings"}
+
 
 def read_reports(folder: Path) -> list[dict[str, Any]]:
     """The reports of all finished runs at or below `folder`, each with its `run_dir`.
@@ -26,7 +28,7 @@ def read_reports(folder: Path) -> list[dict[str, Any]]:
     for done in sorted(folder.rglob("DONE")):
         path = done.with_name("report.json")
         try:
-            reports.append({**json.loads(path.read_text(encoding="utf-8")), "run_dir": str(path.parent)})
+            reports.append({**_read(path), "run_dir": str(path.parent)})
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: missing or damaged: run the experiment again") from error
     if not reports:
@@ -57,6 +59,13 @@ def to_markdown(rows: list[dict[str, str]]) -> str:
     ]
     lines += ["| " + " | ".join(row[c].ljust(widths[c]) for c in COLUMNS) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(report, dict) or not report.keys() >= _NEEDED:
+        raise ValueError("not a report")
+    return report
 
 
 def _row(dataset: str, expid: str, runs: list[dict[str, Any]]) -> dict[str, str]:

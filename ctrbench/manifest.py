@@ -15,7 +15,7 @@ from ctrbench.schema import DatasetConfig
 FORMAT_VERSION = 1
 NAME = "manifest.json"
 # Keys of a dataset section that name places or ways of working, not content.
-_NOT_CONTENT = {"data_root", "train_data", "valid_data", "test_data", "rebuild_dataset", "split_seed"}
+_NOT_CONTENT = {"data_root", "train_data", "valid_data", "test_data", "item_info", "rebuild_dataset", "split_seed"}
 
 Sources = dict[str, list[dict[str, Any]]]
 

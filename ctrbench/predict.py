@@ -7,15 +7,16 @@ import tempfile
 from pathlib import Path
 
 import polars as pl
-import torch
 
 from ctrbench.batches import Batches
 from ctrbench.config import Experiment
 from ctrbench.errors import ConfigError, DataError
 from ctrbench.features import FeatureMap, load_feature_map
 from ctrbench.files import atomic_path
-from ctrbench.preprocess import build_dataset
-from ctrbench.run import load_trained, open_batches
+from ctrbench.preprocess import DataFolder, build_dataset
+from ctrbench.rawdata import resolve_files
+from ctrbench.run import evaluation_batch_size, load_trained, open_batches
+from ctrbench.trainer import Trainer
 
 FORMATS = (".csv", ".parquet")
 
@@ -42,9 +43,9 @@ def write_predictions(run_dir: Path, output: Path, split: str = "test", data: Pa
         raise ConfigError(f"--output {output}: must end in .csv or .parquet")
     experiment, folder, feature_map, trainer = load_trained(run_dir, gpu)
     if data is None:
-        batches = open_batches(experiment, folder, feature_map, split, trainer.device)
+        batches = open_batches(experiment, folder, feature_map, split, trainer)
     else:
-        batches = _encode(experiment, data, feature_map, trainer.device)
+        batches = _encode(experiment, data, folder, feature_map, trainer)
     columns = {"y_pred": trainer.predict(batches).cpu().numpy()}
     for name in (*feature_map.labels, *([feature_map.group_id] if feature_map.group_id else [])):
         if name in batches.names:
@@ -55,17 +56,34 @@ def write_predictions(run_dir: Path, output: Path, split: str = "test", data: Pa
     return int(frame.height)
 
 
-def _encode(experiment: Experiment, data: Path, feature_map: FeatureMap, device: torch.device) -> Batches:
-    with tempfile.TemporaryDirectory(prefix="ctrbench-") as scratch:
-        dataset = experiment.dataset.model_copy(
-            update={"data_root": scratch, "valid_data": None, "test_data": str(data.resolve())}
+def _encode(
+    experiment: Experiment, data: Path, folder: DataFolder, feature_map: FeatureMap, trainer: Trainer
+) -> Batches:
+    """`data` as the test split of a scratch dataset with the training rows of the run's own."""
+    dataset = experiment.dataset
+    if dataset.data_format == "h5":
+        raise ConfigError(
+            f"--data {data}: {dataset.dataset_id} is ready H5 data, with no raw rows to fit the encoding on"
         )
-        folder = build_dataset(dataset, root=experiment.root, task=experiment.training.task)
+    if data.suffix in FORMATS and data.suffix != f".{dataset.data_format}":
+        raise ConfigError(f"--data {data}: must be {dataset.data_format}, as the files that the run was trained on")
+    if dataset.n_rows is not None:
+        raise ConfigError(f"--data {data}: the run has n_rows: {dataset.n_rows}, which would cut these rows too")
+    resolve_files(Path.cwd(), str(data), dataset.data_format, "--data")
+    # Rows that valid_size and test_size cut out of the training rows must stay out of them.
+    cut = sum(folder.num_rows[split] for split in ("valid", "test") if getattr(dataset, f"{split}_size"))
+    with tempfile.TemporaryDirectory(prefix="ctrbench-") as scratch:
+        files = {"data_root": scratch, "valid_data": None, "test_data": str(data.resolve())}
+        dataset = dataset.model_copy(update={**files, "valid_size": cut, "test_size": 0})
+        built = build_dataset(dataset, root=experiment.root, task=experiment.training.task)
         flat = experiment.flat()
-        encoded_map = load_feature_map(folder.feature_map_file, experiment.training.dataset_id, flat)
+        encoded_map = load_feature_map(built.feature_map_file, experiment.training.dataset_id, flat)
         if encoded_map.features != feature_map.features:
             raise DataError(
                 f"{data}: the training split gives other vocabularies than the run's: run the experiment again"
             )
-        size = experiment.training.eval_batch_size or max(experiment.training.batch_size, 1 << 13)
-        return Batches.from_file(folder.splits["test"], encoded_map, size, device=device, labels_required=False)
+        size = evaluation_batch_size(experiment.training, trainer.device)
+        items = trainer.items_for_batches
+        return Batches.from_file(
+            built.splits["test"], encoded_map, size, device=trainer.device, labels_required=False, items=items
+        )

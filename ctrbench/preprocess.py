@@ -16,8 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ctrbench import items
 from ctrbench import manifest as manifests
-from ctrbench.encoding import encode
+from ctrbench.encoding import encode, encode_items
 from ctrbench.errors import ConfigError, DataError, did_you_mean
 from ctrbench.features import FeatureMap, feature_encoder_problem, load_feature_map
 from ctrbench.files import sha256_of_file, sha256_of_value, storage_error, write_text
@@ -42,6 +43,7 @@ class DataFolder:
         splits: H5 file by split (train, valid, test), those that exist.
         data_hash: identifies sources and settings; the same for two builds from the same.
         num_rows: by split.
+        items_file: the item table's H5 file, None for a dataset without one.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class DataFolder:
     splits: dict[str, Path]
     data_hash: str
     num_rows: dict[str, int]
+    items_file: Path | None = None
 
 
 def build_dataset(
@@ -110,7 +113,8 @@ def _data_folder(folder: Path, manifest: dict[str, Any]) -> DataFolder:
     rows = manifest["num_rows"]
     splits = {split: folder / f"{split}.h5" for split in SPLITS if split in rows}
     num_rows = {split: rows[split] for split in splits}
-    return DataFolder(folder, folder / FEATURE_MAP, splits, manifest["data_hash"], num_rows)
+    items_file = folder / items.FILE if items.FILE in manifest["outputs"] else None
+    return DataFolder(folder, folder / FEATURE_MAP, splits, manifest["data_hash"], num_rows, items_file)
 
 
 def _reusable(dataset: DatasetConfig, folder: Path, settings: str, files: dict[str, list[Path]]) -> DataFolder | None:
@@ -147,6 +151,8 @@ def _source_files(dataset: DatasetConfig, root: Path, folder: Path) -> dict[str,
         if files or manifests.read(folder) is None:
             raise
         return {}
+    if dataset.item_info is not None:
+        files[items.SOURCE] = resolve_files(root, dataset.item_info, "parquet", f"{prefix}{items.SOURCE}")
     for column in dataset.feature_cols:
         if column.active and column.pretrained_emb is not None:
             where = f"{prefix}feature_cols.{column.name}.pretrained_emb"
@@ -162,7 +168,7 @@ def _build(
     if not dataset.rebuild_dataset:
         _check_given_ids(dataset, folder)
     start = time.perf_counter()
-    manifests.remove(folder, [FEATURE_MAP, FEATURE_VOCAB, *(f"{split}.h5" for split in SPLITS)])
+    manifests.remove(folder, [FEATURE_MAP, FEATURE_VOCAB, items.FILE, *(f"{split}.h5" for split in SPLITS)])
     for leftover in folder.glob(".*.partial"):
         leftover.unlink(missing_ok=True)
     # Hashing reads the same files beside the build, in a thread that holds no lock of the interpreter meanwhile.
@@ -172,7 +178,10 @@ def _build(
         plan = plan_splits(dataset, reader, {split: files[split] for split in SPLITS if split in files})
         for split, paths in plan.sources.items():
             logging.info("Reading files: %s: %s", split, ", ".join(str(path) for path in paths))
-        fitted = fit(dataset, reader, plan, folder, root)
+        item_files = files.get(items.SOURCE, [])
+        fitted = fit(dataset, reader, plan, folder, root, item_files)
+        if item_files:
+            encode_items(dataset, item_files, fitted, folder)
         num_rows = encode(dataset, reader, plan, fitted, folder, task)
         described = sources.result()
     if not manifests.unchanged(described):
@@ -180,7 +189,7 @@ def _build(
     _write_vocabulary(folder / FEATURE_VOCAB, fitted)
     fitted.feature_map.save(folder / FEATURE_MAP)
     outputs = [folder / FEATURE_MAP, folder / FEATURE_VOCAB, *(folder / f"{split}.h5" for split in num_rows)]
-    outputs += sorted(folder.glob("pretrained_*"))
+    outputs += sorted(folder.glob("pretrained_*")) + ([folder / items.FILE] if item_files else [])
     manifests.write(folder, described, settings, num_rows, outputs)
     rows = sum(num_rows.values())
     seconds = time.perf_counter() - start
@@ -190,7 +199,8 @@ def _build(
 def _write_vocabulary(path: Path, fitted: Fitted) -> None:
     """feature_vocab.json, one line per feature: indenting millions of tokens would take longer than fitting them."""
     features = fitted.feature_map.features
-    vocabularies = {name: fitted.vocabularies[name].to_dict() for name in features if name in fitted.vocabularies}
+    named = [n for n, spec in features.items() if spec["type"] != "meta" and n in fitted.vocabularies]
+    vocabularies = {name: fitted.vocabularies[name].to_dict() for name in named}
     lines = [f"{json.dumps(name)}: {json.dumps(vocabulary)}" for name, vocabulary in vocabularies.items()]
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -209,6 +219,8 @@ def _problems(dataset: DatasetConfig) -> list[str]:
             problems.append(f"{prefix}{split}_size: a fraction below 1 or a number of rows, got {size}")
     if max(dataset.valid_size, dataset.test_size) < 1 <= dataset.valid_size + dataset.test_size:
         problems.append(f"{prefix}valid_size + test_size must be below 1")
+    if dataset.item_info is not None and items.key_column(dataset) is None:
+        problems.append(f"{prefix}item_info: needs an active categorical column of source: item, the table's key")
     active = [column for column in dataset.feature_cols if column.active]
     if not active:
         problems.append(f"{prefix}feature_cols: no active column")
@@ -300,7 +312,8 @@ def _ready_h5(dataset: DatasetConfig, root: Path, folder: Path) -> DataFolder:
             splits[split], num_rows[split] = path, opened.num_rows
     if not splits:
         raise ConfigError(f"dataset_config: {dataset.dataset_id}.train_data: missing: name the H5 files")
-    return DataFolder(folder, folder / FEATURE_MAP, splits, _h5_hash(folder, feature_map, splits), num_rows)
+    items_file = None if feature_map.item_key is None else folder / items.FILE
+    return DataFolder(folder, folder / FEATURE_MAP, splits, _h5_hash(folder, feature_map, splits), num_rows, items_file)
 
 
 def _h5_candidates(root: Path, folder: Path, text: str) -> list[Path]:

@@ -70,6 +70,7 @@ class _Step:
     fill: str | int | float | None
     transform: Transform | None
     splitter: str | None = None
+    may_hold_lists: bool = False
 
     @property
     def reads(self) -> str:
@@ -80,7 +81,8 @@ class RawReader:
     """Reads raw files of one dataset.
 
     Columns come out as: label and numeric Float64; categorical and meta String, Int64 or Float64; sequence String (to
-    be split) or List(String); embedding List(Float32). None of them holds nulls, except a label without fill_na.
+    be split) or List(String); embedding List(Float32); a meta column of lists as lists of its type. None of them holds
+    nulls, except a label without fill_na.
 
     Args:
         dataset: its configuration; `preprocess` values must have been checked with `parse_preprocess`.
@@ -91,14 +93,18 @@ class RawReader:
         self._dataset = dataset
         columns: list[FeatureColumn | LabelColumn] = [*dataset.label_col, *reversed(dataset.feature_cols)]
         # FuxiCTR's order: a function that reads a column listed before its own sees the raw value of that column.
-        self._steps = [_step(column, ids_given) for column in columns]
+        self._steps = [_step(column, ids_given, dataset.item_info is not None) for column in columns]
         # What the raw column is cast to, which differs from a step's result where a function turns numbers to tokens.
         typed = [(column, step) for column, step in zip(columns, self._steps, strict=True) if step.kind != "embedding"]
         self._types = {column.name: _raw_type(column, step) for column, step in typed}
 
     def columns(self, file: Path) -> list[str]:
         """Names of the columns of one file."""
-        return list(self._scan(file).collect_schema().names())
+        return list(self.schema(file))
+
+    def schema(self, file: Path) -> Mapping[str, pl.DataType]:
+        """The columns of one file with the types that they have there."""
+        return dict(self._scan(file).collect_schema())
 
     def count_rows(self, files: Collection[Path]) -> list[int]:
         """Rows of each file."""
@@ -156,7 +162,7 @@ class RawReader:
         return steps[::-1], sorted(needed)
 
 
-def _step(column: FeatureColumn | LabelColumn, ids_given: bool) -> _Step:
+def _step(column: FeatureColumn | LabelColumn, ids_given: bool, has_histories: bool) -> _Step:
     transform = parse_preprocess(column.preprocess, column.name) if column.preprocess else None
     if isinstance(transform, str):
         raise DataError(f"column '{column.name}': preprocess: {transform}")
@@ -176,7 +182,8 @@ def _step(column: FeatureColumn | LabelColumn, ids_given: bool) -> _Step:
         dtype = "int"
     if dtype == "str":
         fill = str(fill)
-    return _Step(column.name, kind, dtype, fill, transform, column.splitter)
+    may_hold_lists = kind in ("sequence", "embedding") or (kind == "meta" and has_histories)
+    return _Step(column.name, kind, dtype, fill, transform, column.splitter, may_hold_lists)
 
 
 def _raw_type(column: FeatureColumn | LabelColumn, step: _Step) -> str:
@@ -271,14 +278,14 @@ def _needs_filling(step: _Step, values: pl.Series) -> bool:
 def _filled(step: _Step, dtype: pl.DataType, block: Block) -> pl.Expr:
     values = pl.col(step.name)
     if isinstance(dtype, pl.List | pl.Array):
-        if step.kind not in ("sequence", "embedding"):
+        if not step.may_hold_lists:
             raise DataError(
                 f"{block.file}: column '{step.name}' holds lists, but its type is {step.kind}: "
-                "set type: sequence (or embedding)"
+                "set type: sequence or embedding, or name the item_info that a history of item ids belongs to"
             )
-        inner = pl.String if step.kind == "sequence" else pl.Float32
+        inner = {"sequence": pl.String(), "embedding": pl.Float32(), "meta": _TYPES[step.dtype]}[step.kind]
         lists = values.cast(pl.List(inner), strict=False)
-        return (lists.list.drop_nulls() if step.kind == "sequence" else lists).fill_null([])
+        return (lists if step.kind == "embedding" else lists.list.drop_nulls()).fill_null([])
     if step.kind == "embedding":
         numbers = values.cast(pl.String).str.split(step.splitter or "^").cast(pl.List(pl.Float32), strict=False)
         is_missing = values.cast(pl.String).fill_null("") == ""

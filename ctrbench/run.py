@@ -17,10 +17,10 @@ from typing import Any
 
 import filelock
 import torch
-from fuxictr.pytorch.torch_utils import seed_everything
+from fuxictr.pytorch.torch_utils import get_device, seed_everything
 
 import ctrbench
-from ctrbench.batches import Batches
+from ctrbench.batches import Batches, load_items
 from ctrbench.checkpoint import load_checkpoint, load_weights
 from ctrbench.config import Experiment, load_run
 from ctrbench.embedding import embedding_parameters
@@ -29,6 +29,7 @@ from ctrbench.features import FeatureMap, load_feature_map
 from ctrbench.files import write_json, write_text
 from ctrbench.preprocess import DataFolder, build_dataset
 from ctrbench.runlog import RunLog, as_json, watch
+from ctrbench.schema import TrainingConfig
 from ctrbench.trainer import Trainer
 from ctrbench.zoo import build_model, load_model_class
 
@@ -99,6 +100,8 @@ def prepare(
     settings = experiment.training
     flat = experiment.flat()
     feature_map = load_feature_map(data.feature_map_file, settings.dataset_id, flat)
+    if data.items_file is not None:
+        feature_map.item_table = load_items(data.items_file, feature_map, get_device(gpu))
     logger.info("Feature specs: %s", as_json(feature_map.features))
     model_class = load_model_class(experiment.zoo, settings.model)
     params = {
@@ -122,10 +125,10 @@ def open_batches(
     data: DataFolder,
     feature_map: FeatureMap,
     split: str,
-    device: torch.device,
+    trainer: Trainer,
     in_order: bool = True,
 ) -> Batches:
-    """One split on the device, in file order and large batches, or as training wants it.
+    """One split on the trainer's device, in file order and large batches, or as training wants it.
 
     Raises:
         DataError: the dataset has no such split.
@@ -135,14 +138,19 @@ def open_batches(
             f"{data.path}: no {split} split; it has {', '.join(data.splits)}: set {split}_data in dataset_config"
         )
     settings = experiment.training
-    large = 1 << 17 if device.type == "cuda" else 1 << 13
-    size = settings.eval_batch_size or max(settings.batch_size, large) if in_order else settings.batch_size
-    shuffle = settings.shuffle and not in_order
+    size = evaluation_batch_size(settings, trainer.device) if in_order else settings.batch_size
+    shuffle, items = settings.shuffle and not in_order, trainer.items_for_batches
     batches = Batches.from_file(
-        data.splits[split], feature_map, size, shuffle, settings.seed, device, labels_required=split != "test"
+        data.splits[split], feature_map, size, shuffle, settings.seed, trainer.device, split != "test", items
     )
     logger.info("%s samples: total/%d, blocks/1", SPLIT_TITLES[split], batches.num_rows)
     return batches
+
+
+def evaluation_batch_size(settings: TrainingConfig, device: torch.device) -> int:
+    """Rows of a batch without gradients: as large as pays off on the device, unless the configuration says."""
+    large = 1 << 17 if device.type == "cuda" else 1 << 13
+    return settings.eval_batch_size or max(settings.batch_size, large)
 
 
 def load_trained(run_dir: Path, gpu: int = -1) -> tuple[Experiment, DataFolder, FeatureMap, Trainer]:
@@ -155,17 +163,27 @@ def load_trained(run_dir: Path, gpu: int = -1) -> tuple[Experiment, DataFolder, 
     check_gpu(gpu)
     experiment = load_run(run_dir)
     data = build_dataset(experiment.dataset, root=experiment.root, task=experiment.training.task)
-    report_file = run_dir / "report.json"
-    if report_file.is_file():
-        trained_on = json.loads(report_file.read_text(encoding="utf-8")).get("data_hash")
-        if trained_on != data.data_hash:
-            raise DataError(
-                f"{data.path}: not the data that {run_dir} was trained on (hash {data.data_hash[:12]}, then "
-                f"{str(trained_on)[:12]}): restore the raw files and settings, or run the experiment again"
-            )
+    trained_on = _trained_on(run_dir / "report.json")
+    if trained_on not in (data.data_hash, None):
+        raise DataError(
+            f"{data.path}: not the data that {run_dir} was trained on (hash {data.data_hash[:12]}, then "
+            f"{str(trained_on)[:12]}): restore the raw files and settings, or run the experiment again"
+        )
     feature_map, trainer = prepare(experiment, data, gpu, run_dir)
+    if not (run_dir / "DONE").exists():
+        logger.warning("%s: the run is not finished; these are its best weights so far", run_dir)
     load_weights(run_dir / "best.safetensors", trainer.model)
     return experiment, data, feature_map, trainer
+
+
+def _trained_on(report_file: Path) -> str | None:
+    """The data hash of a report; None where there is none yet."""
+    try:
+        return str(json.loads(report_file.read_text(encoding="utf-8"))["data_hash"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{report_file}: damaged: run the experiment again") from error
 
 
 def check_gpu(gpu: int) -> None:
@@ -187,7 +205,7 @@ def _train_and_test(
     experiment: Experiment, trainer: Trainer, data: DataFolder, feature_map: FeatureMap, run_dir: Path, resume: bool
 ) -> dict[str, Any]:
     batches = {
-        split: open_batches(experiment, data, feature_map, split, trainer.device, in_order=split != "train")
+        split: open_batches(experiment, data, feature_map, split, trainer, in_order=split != "train")
         for split in data.splits
     }
     train, valid = batches["train"], batches.get("valid")

@@ -98,6 +98,7 @@ class DatasetConfig(_Section):
     train_data: str | None = None
     valid_data: str | None = None
     test_data: str | None = None
+    item_info: str | None = None
     feature_cols: list[FeatureColumn] = []
     label_col: list[LabelColumn] = []
     min_categr_count: PositiveInt = 1

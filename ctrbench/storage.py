@@ -47,7 +47,7 @@ def smallest_int(size: int) -> np.dtype[Any]:
 def column_specs(
     feature_map: FeatureMap, *, has_labels: bool = True, meta_sizes: Mapping[str, int] | None = None
 ) -> list[ColumnSpec]:
-    """The columns of a split file: features in the map's order, then labels.
+    """The columns of a split file: features in the map's order, without those of the item table, then labels.
 
     Args:
         feature_map: what the columns are.
@@ -55,8 +55,9 @@ def column_specs(
         meta_sizes: number of distinct ids of meta columns; one that is not named is stored as int64.
     """
     specs = []
-    for name, feature in feature_map.features.items():
-        kind, width = feature["type"], _width(feature)
+    for name in feature_map.split_features:
+        feature = feature_map.features[name]
+        kind, width = feature["type"], stored_width(feature)
         if kind in ("categorical", "sequence"):
             dtype = smallest_int(feature["vocab_size"])
         elif kind == "meta":
@@ -267,7 +268,7 @@ def _check_columns(
             "this split needs labels; add them to the source and build again"
         )
     num_rows: int | None = None
-    for name in [*feature_map.features, *present]:
+    for name in [*feature_map.split_features, *present]:
         if name not in file:
             raise DataError(
                 f"{path}: column '{name}' of the feature map is missing{did_you_mean(name, file)}: "
@@ -280,7 +281,7 @@ def _check_columns(
         allowed = "iu" if spec["type"] in ("categorical", "sequence") else "iufb"
         if column.dtype.kind not in allowed:
             raise DataError(f"{path}: column '{name}' holds {column.dtype}, not numbers: {_other_settings(path)}")
-        width = _width(spec)
+        width = stored_width(spec)
         tail = () if width is None else (width,)
         if column.shape[1:] != tail:
             wanted = "(N,)" if width is None else f"(N, {width})"
@@ -290,7 +291,7 @@ def _check_columns(
             raise _damaged(path, f"column '{name}' has {len(column)} rows, the others {num_rows}")
     if not num_rows:
         raise DataError(f"{path}: the split is empty (no rows): check the source file and build again")
-    return [*feature_map.features, *present], num_rows, bool(present)
+    return [*feature_map.split_features, *present], num_rows, bool(present)
 
 
 def _check_attributes(path: Path, file: h5py.File, feature_map: FeatureMap, num_rows: int) -> None:
@@ -325,10 +326,10 @@ def _blocks(split: SplitFile, name: str) -> Iterator[np.ndarray]:
         yield split.read(name, start, start + rows)
 
 
-def _width(spec: Mapping[str, Any]) -> int | None:
-    """Second dimension of a stored column, None for a plain one."""
-    key = {"sequence": "max_len", "embedding": "pretrain_dim"}.get(spec["type"])
-    return None if key is None else int(spec[key])
+def stored_width(spec: Mapping[str, Any]) -> int | None:
+    """Second dimension of the stored column of a feature, None for a plain one."""
+    width = spec.get({"sequence": "max_len", "meta": "max_len", "embedding": "pretrain_dim"}.get(spec["type"], ""))
+    return None if width is None else int(width)
 
 
 def _damaged(path: Path, what: str) -> DataError:

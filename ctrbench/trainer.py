@@ -105,6 +105,15 @@ class Trainer:
             model.optimizer = get_optimizer(settings.optimizer, model.parameters(), settings.learning_rate)
         model._max_gradient_norm = settings.max_gradient_norm
 
+    @property
+    def items_for_batches(self) -> dict[str, Tensor] | None:
+        """The item table if the batches are to carry the target item's features.
+
+        A model with the class attribute `reads_item_table = True` looks items up in `feature_map.item_table` itself.
+        """
+        table: dict[str, Tensor] | None = getattr(self.model.feature_map, "item_table", None)
+        return None if getattr(self.model, "reads_item_table", False) else table
+
     def fit(self, train: Batches, valid: Batches | None, resume: bool = False) -> Progress:
         """Train until `epochs` or early stopping, then load the best weights.
 

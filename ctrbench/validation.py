@@ -74,6 +74,10 @@ def _explain(item: Any, model: type[pydantic.BaseModel]) -> str:
     if kind == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return f"must be {context['expected']}, got {got!r}{did_you_mean(got, choices)}"
+    if kind == "model_type":
+        return f"must be a mapping of keys, got {got!r}"
+    if kind == "too_short":
+        return f"must not be empty, got {got!r}"
     message = item["msg"].removeprefix("Input should be a valid ").removeprefix("Input should be ")
     return f"must be {message}, got {got!r}"
 
@@ -218,7 +222,7 @@ def check_dataset(dataset: DatasetConfig, where: Where) -> list[str]:
     names = [c.name for c in dataset.feature_cols] + [c.name for c in dataset.label_col]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(f"{where('feature_cols')}: column '{name}' is listed more than once")
-    if dataset.train_data is None:
+    if not dataset.train_data:
         problems.append(f"{where('train_data')}: missing, this key is required")
     if dataset.data_format != "h5":
         for key in ("feature_cols", "label_col"):
@@ -231,7 +235,7 @@ def missing_data(dataset: DatasetConfig, root: Path) -> dict[str, str]:
     """The raw files that are neither there nor needed no more because the dataset is built: key -> configured path."""
     if (root / dataset.data_root / dataset.dataset_id / "manifest.json").is_file():
         return {}
-    paths = {key: getattr(dataset, key) for key in ("train_data", "valid_data", "test_data")}
+    paths = {key: getattr(dataset, key) for key in ("train_data", "valid_data", "test_data", "item_info")}
     bases, suffixes = [root], [""]
     if dataset.data_format == "h5":  # H5 files may be named as they lie in the dataset's folder, without their suffix
         bases, suffixes = [root, root / dataset.data_root / dataset.dataset_id], ["", ".h5"]
@@ -264,7 +268,7 @@ def check_together(dataset: DatasetConfig, training: TrainingConfig, where: Wher
         ("feature_specs", _named(training.feature_specs)),
     ):
         for name in names:
-            if name not in types:
+            if not isinstance(name, str) or name not in types:
                 problems.append(f"{where(key)}: no such column, got '{name}'{did_you_mean(name, types)}")
     return problems
 

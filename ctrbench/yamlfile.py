@@ -11,9 +11,27 @@ import yaml
 
 from ctrbench.errors import ConfigError
 
+# Keys that are names although YAML 1.1 reads them as something else, such as an expid 001 or a section called on.
+_NAMES = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp"))
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 floats, FuxiCTR's `!!python/tuple` read as a list, and keys that are texts, each once."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put the entries that `<<` names in its place: a key may override a merged one, but not repeat its own."""
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _NAMES:
+                raise _problem("a key must be a plain name", key_node)
+            if key_node.value in seen:
+                raise _problem(f"duplicate key '{key_node.value}'", key_node)
+            seen.add(key_node.value)
+        super().flatten_mapping(node)
+        node.value = list({key_node.value: (key_node, value) for key_node, value in node.value}.values())
 
 
 _FLOAT = re.compile(
@@ -26,23 +44,14 @@ _FLOAT = re.compile(
 )
 
 
-# Keys that are names although YAML 1.1 reads them as something else, such as an expid 001 or a section called on.
-_NAMES = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp"))
+def _problem(what: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    seen: set[str] = set()
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _NAMES:
-            raise yaml.constructor.ConstructorError(None, None, "a key must be a plain name", key_node.start_mark)
-        if key_node.value in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"duplicate key '{key_node.value}'", key_node.start_mark
-            )
-        seen.add(key_node.value)
-    loader.flatten_mapping(node)  # after the check: a key may override a merged one
+def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise _problem("expected a mapping", node)
+    loader.flatten_mapping(node)
     return {key_node.value: loader.construct_object(value_node, deep=True) for key_node, value_node in node.value}
 
 
@@ -73,9 +82,14 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ConfigError(f"{source}: {line}{error.problem or error}") from error
+        problem = error.problem or str(error)
+        if problem.startswith("but "):  # the second half of a sentence
+            problem = f"{error.context}, {problem}"
+        raise ConfigError(f"{source}: {line}{problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from error
+    except (AttributeError, KeyError) as error:  # PyYAML's own for `!!bool maybe`
+        raise ConfigError(f"{source}: not valid YAML: a value does not fit its tag") from error
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

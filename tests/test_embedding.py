@@ -77,7 +77,7 @@ def test_equals_stock_forward_and_backward(options: dict[str, Any]) -> None:
     assert isinstance(merged[0].embedding_layer, MergedEmbeddingDict)
     batch = make_batch()
     expected, got = stock[0](batch, **options), merged[0](batch, **options)
-    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)  # the order of a sum differs
     weight = torch.randn_like(expected)
     (expected * weight).sum().backward()
     (got * weight).sum().backward()
@@ -100,7 +100,7 @@ def test_state_dicts_are_interchangeable() -> None:
         parameter.data.zero_()
     other_merged.load_state_dict(state, strict=True)
     other_stock.load_state_dict(merged.state_dict(), strict=True)
-    torch.testing.assert_close(other_merged[0](make_batch()), other_stock[0](make_batch()), rtol=0, atol=0)
+    torch.testing.assert_close(other_merged[0](make_batch()), other_stock[0](make_batch()), rtol=1e-5, atol=1e-7)
 
 
 def test_a_state_dict_of_another_vocabulary_is_refused() -> None:

@@ -27,11 +27,11 @@ SETTINGS = {
 }
 
 
-def make_model(name: str, features: dict[str, Any], params: dict[str, Any]) -> torch.nn.Module:
+def make_model(name: str, features: dict[str, Any], params: dict[str, Any], labels: list[str]) -> torch.nn.Module:
     feature_map = FeatureMap("golden", "unused")
     feature_map.features.update(features)
-    feature_map.labels = ["Label"]
-    feature_map.num_fields = len(features)
+    feature_map.labels = labels
+    feature_map.num_fields = feature_map.get_num_fields()
     return build_model(load_model_class(ROOT / "model_zoo" / name, name), feature_map, {**SETTINGS, **params}, name)
 
 
@@ -40,7 +40,8 @@ def make_model(name: str, features: dict[str, Any], params: dict[str, Any]) -> t
 def test_golden_vectors(path: Path, is_merged: bool) -> None:
     golden = np.load(path)
     meta = json.loads(str(golden["meta"]))
-    model = make_model(meta["cls"], dict(meta["features"]), meta["params"])
+    labels = [name[4:] for name in golden.files if name.lower() == "in::label"]
+    model = make_model(meta["cls"], dict(meta["features"]), meta["params"], labels)
     if is_merged:
         merge_embeddings(model)
         assert any(isinstance(module, MergedEmbeddingDict) for module in model.modules())
@@ -51,7 +52,9 @@ def test_golden_vectors(path: Path, is_merged: bool) -> None:
     assert all(torch.equal(saved[name], released[name]) for name in released)
     assert sum(p.numel() for p in model.parameters()) == meta["n_params"]
 
-    batch = {name[4:]: torch.from_numpy(golden[name]) for name in golden.files if name.startswith("in::")}
+    inputs = {name[4:]: torch.from_numpy(golden[name]) for name in golden.files if name.startswith("in::")}
+    batch = {name: x for name, x in inputs.items() if not name.startswith("table::")}
+    model.feature_map.item_table = {name[7:]: x for name, x in inputs.items() if name.startswith("table::")}
     model.eval()
     outputs = model(batch)
     for name in (name for name in golden.files if name.startswith("out::eval_")):
@@ -88,7 +91,7 @@ def test_parameter_totals_are_the_published_ones(run: dict[str, Any]) -> None:
 
     keys = model_keys(load_model_class(ROOT / "model_zoo" / run["model"], run["model"]))
     params = {key: value for key, value in run["hyperparameters"].items() if key in keys}
-    model = make_model(run["model"], PUBLISHED["feature_maps"][run["dataset"]], params)
+    model = make_model(run["model"], PUBLISHED["feature_maps"][run["dataset"]], params, ["label"])
     embedding = sum(p.numel() for n, p in model.named_parameters() if n.startswith("embedding_layer."))
     total = sum(p.numel() for p in model.parameters())
     assert (total, embedding) == (run["parameters"]["total"], run["parameters"]["embedding"])
