@@ -26,7 +26,8 @@ def write_predictions(run_dir: Path, output: Path, split: str = "test", data: Pa
 
     Args:
         run_dir: a finished run.
-        output: file to write; columns y_pred and, where the rows have them, the label and the group_id.
+        output: file to write; columns y_pred and, where the rows have them, the label and the group_id (only ids that
+            are the data's own: numbers that were given to its tokens would say nothing).
         split: train, valid or test.
         data: raw rows in the dataset's own format instead of a split. They are encoded with the vocabularies of the
             training split, which is read again for that.
@@ -47,13 +48,21 @@ def write_predictions(run_dir: Path, output: Path, split: str = "test", data: Pa
     else:
         batches = _encode(experiment, data, folder, feature_map, trainer)
     columns = {"y_pred": trainer.predict(batches).cpu().numpy()}
-    for name in (*feature_map.labels, *([feature_map.group_id] if feature_map.group_id else [])):
+    for name in (*feature_map.labels, *_own_ids(experiment, feature_map)):
         if name in batches.names:
             columns[name] = batches.column(name).cpu().numpy()
     frame = pl.DataFrame(columns)
     with atomic_path(output) as partial:
         frame.write_csv(partial) if output.suffix == ".csv" else frame.write_parquet(partial)
     return int(frame.height)
+
+
+def _own_ids(experiment: Experiment, feature_map: FeatureMap) -> list[str]:
+    """The group_id if it is stored as it stands in the raw data."""
+    columns = {column.name: column for column in experiment.dataset.feature_cols}
+    column = columns.get(feature_map.group_id or "")
+    is_own = column is not None and not (experiment.dataset.rebuild_dataset and column.remap)
+    return [column.name] if column is not None and is_own else []
 
 
 def _encode(

@@ -101,6 +101,15 @@ def build_dataset(
     return _data_folder(folder, built)
 
 
+def expected_hash(dataset: DatasetConfig, *, root: Path, task: str = "binary_classification") -> str | None:
+    """The `data_hash` that building from the present sources and settings gives; None for ready H5 or lost sources."""
+    folder = root / dataset.data_root / dataset.dataset_id
+    if dataset.data_format == "h5" or not (files := _source_files(dataset, root, folder)):
+        return None
+    known = (manifests.read(folder) or {}).get("sources")
+    return manifests.data_hash(manifests.describe(files, known), manifests.settings_hash(dataset, task))
+
+
 def _acquire(lock: FileLock, folder: Path) -> None:
     try:
         lock.acquire(timeout=0)

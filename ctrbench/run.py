@@ -20,14 +20,14 @@ import torch
 from fuxictr.pytorch.torch_utils import get_device, seed_everything
 
 import ctrbench
-from ctrbench.batches import Batches, load_items
+from ctrbench.batches import Batch, Batches, load_items
 from ctrbench.checkpoint import load_checkpoint, load_weights
 from ctrbench.config import Experiment, load_run
 from ctrbench.embedding import embedding_parameters
 from ctrbench.errors import ConfigError, DataError
 from ctrbench.features import FeatureMap, load_feature_map
-from ctrbench.files import write_json, write_text
-from ctrbench.preprocess import DataFolder, build_dataset
+from ctrbench.files import storage_error, write_json, write_text
+from ctrbench.preprocess import DataFolder, build_dataset, expected_hash
 from ctrbench.runlog import RunLog, as_json, watch
 from ctrbench.schema import TrainingConfig
 from ctrbench.trainer import Trainer
@@ -65,8 +65,14 @@ def run(experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str
         data = build_dataset(experiment.dataset, root=experiment.root, task=settings.task)
         data_seconds = time.perf_counter() - started
         feature_map, trainer = prepare(experiment, data, gpu)
+        # What can fail comes before anything of an earlier run is removed.
+        batches = {
+            split: open_batches(experiment, data, feature_map, split, trainer, in_order=split != "train")
+            for split in data.splits
+        }
+        _check_labels(experiment, data, feature_map, batches)
+        trainer.probe(first_rows(batches["train"]))
         run_dir = experiment.run_dir
-        run_dir.mkdir(parents=True, exist_ok=True)
         with _exclusive(run_dir):
             is_resumed = not fresh and _can_resume(experiment, data)
             _clear(run_dir, keep_progress=is_resumed)
@@ -75,7 +81,7 @@ def run(experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str
             write_json(run_dir / "data_hash.json", data.data_hash)
             parameters = count_parameters(trainer)
             logger.info("Total number of parameters: %d.", parameters["total"])
-            report = _train_and_test(experiment, trainer, data, feature_map, run_dir, is_resumed)
+            report = _train_and_test(experiment, trainer, batches, run_dir, is_resumed)
             report["timings"].update(data_seconds=data_seconds, total_seconds=time.perf_counter() - started)
             report.update(
                 parameters=parameters,
@@ -162,18 +168,29 @@ def load_trained(run_dir: Path, gpu: int = -1) -> tuple[Experiment, DataFolder, 
     """
     check_gpu(gpu)
     experiment = load_run(run_dir)
-    data = build_dataset(experiment.dataset, root=experiment.root, task=experiment.training.task)
-    trained_on = _trained_on(run_dir / "report.json")
-    if trained_on not in (data.data_hash, None):
-        raise DataError(
-            f"{data.path}: not the data that {run_dir} was trained on (hash {data.data_hash[:12]}, then "
-            f"{str(trained_on)[:12]}): restore the raw files and settings, or run the experiment again"
-        )
+    data = _data_of(experiment, run_dir)
     feature_map, trainer = prepare(experiment, data, gpu, run_dir)
     if not (run_dir / "DONE").exists():
         logger.warning("%s: the run is not finished; these are its best weights so far", run_dir)
     load_weights(run_dir / "best.safetensors", trainer.model)
     return experiment, data, feature_map, trainer
+
+
+def _data_of(experiment: Experiment, run_dir: Path) -> DataFolder:
+    """The data that a run was trained on; data of other runs is rebuilt only when that gives it back."""
+    trained_on = _trained_on(run_dir / "report.json")
+    dataset, task = experiment.dataset, experiment.training.task
+    expected = expected_hash(dataset, root=experiment.root, task=task) if trained_on else None
+    if expected in (None, trained_on):
+        data = build_dataset(dataset, root=experiment.root, task=task)
+        expected = data.data_hash
+    if trained_on not in (expected, None):
+        raise DataError(
+            f"{experiment.root / dataset.data_root / dataset.dataset_id}: not the data that {run_dir} was trained on "
+            f"(hash {str(expected)[:12]}, then {str(trained_on)[:12]}): restore the raw files and settings, or run the "
+            "experiment again"
+        )
+    return data
 
 
 def _trained_on(report_file: Path) -> str | None:
@@ -201,13 +218,29 @@ def count_parameters(trainer: Trainer) -> dict[str, int]:
     return {"total": total, "embedding": embedding, "network": total - embedding}
 
 
+def first_rows(batches: Batches, count: int = 8) -> Batch:
+    """A batch of the first rows of a split."""
+    return {name: values[:count] for name, values in next(iter(batches.at(0))).items()}
+
+
+def _check_labels(
+    experiment: Experiment, data: DataFolder, feature_map: FeatureMap, batches: dict[str, Batches]
+) -> None:
+    """Refuse to train or validate a binary task on labels of one class."""
+    label = feature_map.labels[0]
+    for split in ("train", "valid"):
+        if experiment.training.task == "binary_classification" and split in batches:
+            values = batches[split].column(label)
+            if bool((values == values[0]).all()):
+                raise DataError(
+                    f"{data.splits[split]}: every '{label}' of the {split} split is {float(values[0]):g}: it needs rows of "
+                    "both classes"
+                )
+
+
 def _train_and_test(
-    experiment: Experiment, trainer: Trainer, data: DataFolder, feature_map: FeatureMap, run_dir: Path, resume: bool
+    experiment: Experiment, trainer: Trainer, batches: dict[str, Batches], run_dir: Path, resume: bool
 ) -> dict[str, Any]:
-    batches = {
-        split: open_batches(experiment, data, feature_map, split, trainer, in_order=split != "train")
-        for split in data.splits
-    }
     train, valid = batches["train"], batches.get("valid")
     if valid is None:
         logger.warning(
@@ -220,7 +253,7 @@ def _train_and_test(
         ("valid", "****** Validation evaluation ******"),
         ("test", "******** Test evaluation ********"),
     ):
-        if split in batches and feature_map.labels[0] in batches[split].names:
+        if split in batches and trainer.model.feature_map.labels[0] in batches[split].names:
             logger.info(title)
             metrics[split] = trainer.evaluate(batches[split])
     rows = progress.epoch * train.num_rows + min(progress.batch * train.batch_size, train.num_rows)
@@ -266,8 +299,8 @@ def _can_resume(experiment: Experiment, data: DataFolder) -> bool:
 
 
 def _clear(run_dir: Path, keep_progress: bool) -> None:
-    for name in ("DONE", "report.json"):
-        (run_dir / name).unlink(missing_ok=True)
+    for leftover in (run_dir / "DONE", run_dir / "report.json", *run_dir.glob(".*.partial")):
+        leftover.unlink(missing_ok=True)
     if not keep_progress:
         for name in ("metrics.jsonl", "best.safetensors", "last.ckpt", "data_hash.json", "train.log"):
             (run_dir / name).unlink(missing_ok=True)
@@ -275,11 +308,14 @@ def _clear(run_dir: Path, keep_progress: bool) -> None:
 
 def _exclusive(run_dir: Path) -> Any:
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(run_dir / ".lock").acquire(timeout=0)
     except filelock.Timeout as error:
         raise ConfigError(
             f"{run_dir}: another process is running this experiment: wait for it, or use another seed"
         ) from error
+    except OSError as error:
+        raise storage_error(error, run_dir) from error
 
 
 def _append_result(experiment: Experiment, report: dict[str, Any], command: str) -> None:

@@ -3,7 +3,8 @@
 
 A model that keeps FuxiCTR's own loss and step is trained by the fast path: merged embedding table, L2 and clipping
 inside the optimizer, cheaper dropout masks. Where a model overrides `train_step`, `compute_loss`,
-`regularization_loss` or `compile`, or asks for another optimizer or for L1, its own `train_step` runs as written.
+`regularization_loss` or `compile`, or asks for another optimizer or for L1, its own `train_step` runs as written; so do
+its own `get_labels`, `evaluate`, `evaluate_metrics`, `checkpoint_and_earlystop` and `lr_decay`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import get_optimizer
 from torch import Tensor
 
+from ctrbench import hooks
 from ctrbench.batches import Batch, Batches
 from ctrbench.checkpoint import (
     load_checkpoint,
@@ -33,7 +35,7 @@ from ctrbench.checkpoint import (
 )
 from ctrbench.dropout import speed_up_dropout
 from ctrbench.embedding import embedding_parameters, merge_embeddings
-from ctrbench.errors import DataError, TrainingError
+from ctrbench.errors import ConfigError, CtrbenchError, DataError, TrainingError
 from ctrbench.metrics import evaluate_metrics
 from ctrbench.optim import CoupledAdam
 from ctrbench.schema import TrainingConfig
@@ -146,12 +148,10 @@ class Trainer:
             The training loss with its penalty, a detached scalar on the device.
         """
         model = self.model
-        loss: Tensor
         if not self.uses_fast_path:
-            loss = model.train_step(batch)
-            return loss.detach()
+            return hooks.plain_step(model, batch).detach()
         model.optimizer.zero_grad()
-        loss = model.add_loss(model.forward(batch), model.get_labels(batch))
+        loss = hooks.task_loss(model, batch)
         loss.backward()
         penalty: Tensor = model.optimizer.step()
         return loss.detach() + penalty
@@ -175,12 +175,42 @@ class Trainer:
         label = feature_map.labels[0]
         if label not in batches.names:
             raise DataError(f"the split has no label column '{label}' to evaluate against: use predict")
-        y_pred = self.predict(batches, "Evaluate")
-        group_id = batches.column(feature_map.group_id) if feature_map.group_id else None
         names = list(metrics or self.settings.metrics)
-        values = evaluate_metrics(batches.column(label), y_pred, names, group_id)
+        if hooks.overrides(self.model, "evaluate"):
+            own: dict[str, float] = self.model.evaluate(batches, metrics=names)  # it logs for itself
+            return own
+        y_pred = self.predict(batches, "Evaluate")
+        y_true = self._column(batches, label, "get_labels")
+        group_id = self._column(batches, feature_map.group_id, "get_group_id") if feature_map.group_id else None
+        if hooks.overrides(self.model, "evaluate_metrics"):
+            values = hooks.own_metrics(self.model, y_true, y_pred, names, group_id)
+        else:
+            values = evaluate_metrics(y_true, y_pred, names, group_id)
         logger.info("[Metrics] %s", " - ".join(f"{name}: {value:.6f}" for name, value in values.items()))
         return values
+
+    def probe(self, batch: Batch) -> None:
+        """Run the model on a few rows, so that one that does not fit the data says so before anything is written.
+
+        Raises:
+            ConfigError: the model fails.
+        """
+        self.model.eval()
+        try:
+            with torch.random.fork_rng(devices=[]), torch.inference_mode():
+                self.model.forward(batch)
+        except CtrbenchError:
+            raise
+        except Exception as error:
+            what = (str(error).strip().splitlines() or [""])[0]
+            raise ConfigError(
+                f"{self.settings.model} fails on the first rows of {self.settings.dataset_id}: {type(error).__name__}: "
+                f"{what}: check embedding_dim, feature_encoder and the model's keys against the columns"
+            ) from error
+
+    def _column(self, batches: Batches, name: str, hook: str) -> Tensor:
+        own = hooks.overrides(self.model, hook)
+        return hooks.by_batch(self.model, batches, hook) if own else batches.column(name)
 
     def _train_epoch(self, train: Batches, valid: Batches | None, eval_steps: int) -> None:
         at, model = self.progress, self.model
@@ -271,6 +301,9 @@ class Trainer:
                 f"the monitored {' + '.join(self.monitor)} is {value} in epoch {at.epoch + 1}: the validation split "
                 "needs rows of both classes (and of usable groups)"
             )
+        if hooks.overrides(self.model, "checkpoint_and_earlystop"):
+            self._decide_by_model(values, value)
+            return
         sign = 1 if settings.monitor_mode == "max" else -1
         if at.best_value is not None and sign * value < sign * at.best_value + MIN_DELTA:
             at.stopping_steps += 1
@@ -287,7 +320,27 @@ class Trainer:
             at.is_stopped = True
             logger.info("********* Epoch=%d early stop *********", at.epoch + 1)
 
+    def _decide_by_model(self, values: dict[str, float], value: float) -> None:
+        """The model's own `checkpoint_and_earlystop`, with the state and the attributes that FuxiCTR's has."""
+        at, model = self.progress, self.model
+        worst = -math.inf if self.settings.monitor_mode == "max" else math.inf
+        model._best_metric = worst if at.best_value is None else at.best_value
+        model._stopping_steps, model._stop_training = at.stopping_steps, False
+
+        def save_weights(checkpoint: str) -> None:
+            at.best_epoch = at.epoch + 1
+            self._save_best()
+
+        model.save_weights = save_weights
+        model.checkpoint_and_earlystop(values)
+        del model.save_weights
+        at.best_value = model._best_metric if math.isfinite(model._best_metric) else value
+        at.stopping_steps, at.is_stopped = model._stopping_steps, model._stop_training
+
     def _reduce_learning_rate(self) -> None:
+        if hooks.overrides(self.model, "lr_decay"):
+            self.model.lr_decay()
+            return
         for group in self.model.optimizer.param_groups:
             group["lr"] = max(group["lr"] * self.settings.lr_decay_factor, self.settings.min_learning_rate)
         logger.info("Reduce learning rate on plateau: %.6f", self.model.optimizer.param_groups[0]["lr"])
@@ -323,8 +376,7 @@ class Trainer:
 
 
 def _keeps_stock_loop(model: BaseModel, settings: TrainingConfig) -> bool:
-    hooks = ("train_step", "compute_loss", "regularization_loss")
-    is_stock = isinstance(model, BaseModel) and all(getattr(type(model), h) is getattr(BaseModel, h) for h in hooks)
+    is_stock = isinstance(model, BaseModel) and not any(hooks.overrides(model, name) for name in hooks.STEP_HOOKS)
     penalties = parse_regularizer(settings.embedding_regularizer) + parse_regularizer(settings.net_regularizer)
     has_optimizer = getattr(model, "optimizer", None) is not None
     return is_stock and not has_optimizer and settings.optimizer.lower() == "adam" and all(p == 2 for p, _ in penalties)

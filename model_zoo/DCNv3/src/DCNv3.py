@@ -25,7 +25,7 @@ class DCNv3(BaseModel):
         batch_norm: batch normalisation before it (not in the paper, in most of the published runs).
 
     Raises:
-        ValueError: `embedding_dim` is odd or `num_heads` does not divide a field's width.
+        ValueError: `embedding_dim` is odd, or a field cannot be cut as all others are.
     """
 
     def __init__(

@@ -26,20 +26,27 @@ class MultiHeadFeatureEmbedding(nn.Module):
         num_heads: H; the tables are H*D wide.
 
     Raises:
-        ValueError: `embedding_dim` is odd, or a field's own width cannot be cut into heads and halves.
+        ValueError: `embedding_dim` is odd, a field's own width is not the common one, or a sequence is not pooled.
     """
 
     def __init__(self, feature_map: FeatureMap, embedding_dim: int, num_heads: int = 1):
         super().__init__()
         if embedding_dim % 2:
             raise ValueError(f"embedding_dim must be even, every embedding is cut in two halves, got {embedding_dim}")
+        common = embedding_dim * num_heads
         for field, spec in feature_map.features.items():
-            width = spec.get("embedding_dim") or embedding_dim * num_heads
+            width = spec.get("emb_output_dim") or spec.get("embedding_dim") or common
             if spec["type"] != "meta" and width % (2 * num_heads):
                 raise ValueError(
                     f"num_heads = {num_heads} does not divide the embedding of field '{field}' into even parts, "
                     f"its embedding_dim is {width}"
                 )
+            if spec["type"] != "meta" and width != common:
+                raise ValueError(
+                    f"field '{field}' is {width} wide, every field must be embedding_dim * num_heads = {common}"
+                )
+            if spec["type"] == "sequence" and not spec.get("feature_encoder"):
+                raise ValueError(f"sequence '{field}' needs a feature_encoder that pools it to one vector")
         self.num_heads = num_heads
         self.embedding_layer = FeatureEmbedding(feature_map, embedding_dim * num_heads)
 
