@@ -23,7 +23,7 @@ setup(
         "torch>=2.4,<3",
         "fuxictr>=2.3.10,<2.4",
         "h5py>=3.10,<4",
-        "polars>=1.30,<3",
+        "polars>=2,<3",
         "pandas>=2,<4",
         "pyyaml>=6.0.1,<7",
         "pydantic>=2.5,<3",

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ctrbench.errors import DataError
 from ctrbench.files import atomic_path
@@ -18,10 +19,15 @@ from ctrbench.files import atomic_path
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write the model's `state_dict` as safetensors, under the names of the released checkpoints."""
+    save_state(path, model.state_dict())
+
+
+def save_state(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a `state_dict` as safetensors."""
     # Clones, because parts of a merged table share memory, which the format refuses.
-    state = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     with atomic_path(path) as partial:
-        safetensors.torch.save_file(state, partial)
+        safetensors.torch.save_file(copies, partial)
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

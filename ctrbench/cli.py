@@ -14,9 +14,13 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctrbench import __version__
 from ctrbench.errors import CtrbenchError, TrainingError
+
+if TYPE_CHECKING:
+    from ctrbench.config import Experiment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     predict = commands.add_parser("predict", help="write the predictions of a finished run")
     _add_run_arguments(predict)
     predict.add_argument("--data", type=Path, help="raw CSV or Parquet rows to score instead of a split")
-    predict.add_argument("--output", type=Path, required=True, help="file to write, .csv or .parquet")
+    where = predict.add_mutually_exclusive_group(required=True)
+    where.add_argument("--output", type=Path, help="file to write, .csv or .parquet")
+    where.add_argument("--submission", type=Path, help="folder for the MMCTR challenge's prediction.csv and its zip")
+    predict.add_argument("--task", default="Task2", help="the submission's column: Task2 (default) or Task1&2")
     predict.set_defaults(action=_predict)
 
     interpret = commands.add_parser(
@@ -78,7 +85,12 @@ def _add_experiment_arguments(parser: argparse.ArgumentParser, expid_default: st
     parser.add_argument("--gpu", type=int, default=-1, help="GPU index; -1 is the CPU")
     parser.add_argument("--seed", type=int, help="instead of the configured seed")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override a configured value"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a configured value; repeat it for more of them",
     )
     parser.add_argument("--fresh", action="store_true", help="do not continue an unfinished run")
     if expid_default is None:
@@ -87,7 +99,8 @@ def _add_experiment_arguments(parser: argparse.ArgumentParser, expid_default: st
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", type=Path, help="run directory, as runs/<dataset_id>/<expid>/seed_<seed>")
-    parser.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    splits = ("train", "valid", "test")
+    parser.add_argument("--split", choices=splits, default="test", help="rows to read; default: test")
     parser.add_argument("--gpu", type=int, default=-1, help="GPU index; -1 is the CPU")
 
 
@@ -103,11 +116,16 @@ def _guard(action: Callable[[], int]) -> int:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted: the same command continues from the last checkpoint, if there is one", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _locate(arguments: argparse.Namespace) -> tuple[Path, Path | None, list[str]]:
@@ -173,13 +191,30 @@ def _check(arguments: argparse.Namespace) -> int:
             experiment = load_experiment(
                 config_dir, expid, zoo, arguments.overrides, arguments.seed, is_data_required=False
             )
+            _construct(experiment)
             missing = missing_data(experiment.dataset, experiment.root)
             print(f"{expid}: ok" + (f", but its data is missing: {', '.join(missing)}" if missing else ""))
-        except ConfigError as error:
-            problems += error.problems
+        except CtrbenchError as error:
+            problems += str(error).splitlines()
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     return 0
+
+
+def _construct(experiment: Experiment) -> None:
+    """Make the model of an experiment on a draft of its feature map, for what its constructor objects to."""
+    from ctrbench.columns import draft_feature_map
+    from ctrbench.errors import ConfigError
+    from ctrbench.zoo import build_model, load_model_class
+
+    flat = experiment.flat()
+    try:
+        feature_map = draft_feature_map(experiment.dataset, experiment.dataset.folder(experiment.root), flat)
+    except ConfigError as error:
+        raise ConfigError(f"{experiment.source}.{problem}" for problem in error.problems) from error
+    if feature_map is not None:
+        params = {**flat, "gpu": -1, "model_id": experiment.expid}
+        build_model(load_model_class(experiment.zoo, experiment.training.model), feature_map, params, experiment.source)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -199,9 +234,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from ctrbench.predict import write_predictions
+    from ctrbench.errors import ConfigError
+    from ctrbench.predict import write_challenge_files, write_predictions
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if arguments.submission:
+        if arguments.data:
+            raise ConfigError("--submission: scores a split of the run's dataset, so --data does not go with it")
+        folder, task = arguments.submission, arguments.task
+        for path in write_challenge_files(arguments.run_dir, folder, arguments.split, task, arguments.gpu):
+            print(path)
+        return 0
     rows = write_predictions(arguments.run_dir, arguments.output, arguments.split, arguments.data, arguments.gpu)
     print(f"{rows} predictions: {arguments.output}")
     return 0

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ctrbench import manifest as manifests
+from ctrbench.columns import basic_problems, check_together, dataset_problems
 from ctrbench.errors import ConfigError, did_you_mean
 from ctrbench.files import sha256_of_value
 from ctrbench.schema import (
@@ -20,15 +22,13 @@ from ctrbench.schema import (
 )
 from ctrbench.validation import (
     Where,
-    check_dataset,
     check_model_params,
-    check_together,
     check_values,
     missing_data,
     valid_part,
     validate,
 )
-from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml
+from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml, shown
 
 # Settings that do not change a result: where it is written and how much is said on the way.
 _NO_EFFECT = frozenset({"model_root", "verbose", "checkpoint_every"})
@@ -129,7 +129,7 @@ def load_experiment(
     zoo = zoo or _find_zoo(config_dir, root, section.get("model"), where, problems)
     model_params = {k: v for k, v in section.items() if k not in training_keys and k not in UNREAD_MODEL_KEYS}
     for key in sorted(model_params.keys() & DatasetConfig.model_fields.keys()):
-        problems.append(f"{where(key)}: belongs in dataset_config, got {model_params.pop(key)!r}")
+        problems.append(f"{where(key)}: belongs in dataset_config, got {shown(model_params.pop(key))}")
     if zoo is not None and isinstance(section.get("model"), str):
         problems += check_model_params(zoo, section["model"], model_params, where)
     settings = valid_part(training_keys)
@@ -219,7 +219,7 @@ def _model_section(config_dir: Path, expid: str) -> tuple[dict[str, Any], dict[s
         known += [name for name in content if name != "Base"]
         for name, sections in (("Base", bases), (expid, found)):
             if name in content and not isinstance(content[name], dict):
-                raise ConfigError(f"{path}: {name}: must be a section of keys, got {content[name]!r}")
+                raise ConfigError(f"{path}: {name}: must be a section of keys, got {shown(content[name])}")
             if name in content:
                 sections[path] = content[name]
     if not found or expid == "Base":
@@ -250,11 +250,9 @@ def _find_zoo(config_dir: Path, root: Path, model: Any, where: Where, problems: 
         if (folder / "src" / "__init__.py").is_file():
             return folder
     folders = sorted(p.name for p in (root / "model_zoo").glob("*") if (p / "src").is_dir())
+    known = f"known: {', '.join(folders)}" if folders else f"{root / 'model_zoo'} has none: name it with --zoo FOLDER"
     if model is not None:
-        problems.append(
-            f"{where('model')}: no model folder, got '{model}'{did_you_mean(model, folders)}; "
-            f"known: {', '.join(folders) or 'none'}"
-        )
+        problems.append(f"{where('model')}: no model folder, got {shown(model)}{did_you_mean(model, folders)}; {known}")
     return None
 
 
@@ -270,6 +268,7 @@ def _load_dataset(
     if not isinstance(dataset_id, str):
         return None, []  # reported with the other training keys
     known: list[str] = []
+    places = [config_dir / "dataset_config.yaml", root / "config" / "dataset_config" / "*.yaml"]
     files = _config_files(config_dir, "dataset_config") + _config_files(root / "config", "dataset_config")
     for path in files:
         content = load_yaml(path)
@@ -277,17 +276,19 @@ def _load_dataset(
         if dataset_id in content:
             section = content[dataset_id]
             if not isinstance(section, dict):
-                raise ConfigError(f"{path}: {dataset_id}: must be a section of keys, got {section!r}")
+                raise ConfigError(f"{path}: {dataset_id}: must be a section of keys, got {shown(section)}")
             origins = dict.fromkeys(overrides, f"--set: {dataset_id}")
             section = {**section, **overrides}
             unread = _drop_unread(section)
             here = Where(f"{path}: {dataset_id}", origins)
             for key in sorted(set(section) & set(TrainingConfig.model_fields) - set(DatasetConfig.model_fields)):
-                problems.append(f"{here(key)}: belongs in model_config, got {section.pop(key)!r}")
+                problems.append(f"{here(key)}: belongs in model_config, got {shown(section.pop(key))}")
             _check_name(dataset_id, f"{path}: {dataset_id}")
             dataset = validate(DatasetConfig, {**section, "dataset_id": dataset_id}, here, problems)
             if dataset is not None:
-                problems += check_dataset(dataset, here)
+                # Data that must not be rebuilt may have come from settings that would not do to build it.
+                is_kept = not dataset.rebuild_dataset and manifests.read(dataset.folder(root)) is not None
+                problems += (basic_problems if is_kept else dataset_problems)(dataset, here)
                 if is_data_required:
                     problems += [
                         f"{here(key)}: no such file, got '{path}' (looked in {root}); data/README.md says how to get it"
@@ -295,8 +296,8 @@ def _load_dataset(
                     ]
             return dataset, unread
     problems.append(
-        f"{where('dataset_id')}: unknown dataset, got '{dataset_id}'{did_you_mean(dataset_id, known)}; "
-        f"known: {', '.join(dict.fromkeys(known)) or 'none'}"
+        f"{where('dataset_id')}: unknown dataset, got {shown(dataset_id)}{did_you_mean(dataset_id, known)}; "
+        + (f"known: {', '.join(dict.fromkeys(known))}" if known else f"there is no {' or '.join(map(str, places))}")
     )
     return None, []
 

@@ -118,7 +118,7 @@ class MergedEmbeddingDict(nn.Module):
         """What MaskedAveragePooling makes of a sequence (B, L), without its (B, L, D) embeddings: (B, D)."""
         is_token = (ids > 0).to(self.table.dtype)
         weights = is_token / is_token.sum(1, keepdim=True).clamp(min=1)  # (B, L)
-        rows = ids + self._row_ranges[field][0]
+        rows = ids.long() + self._row_ranges[field][0]
         return functional.embedding_bag(rows, self.table, mode="sum", per_sample_weights=weights)
 
     def _drop_padding_gradient(self, gradient: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import ast
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import fuxictr.features
 
 from ctrbench.errors import ConfigError, DataError, did_you_mean
 from ctrbench.files import sha256_of_value, write_json
+from ctrbench.yamlfile import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ OVERRIDABLE_KEYS = frozenset(
 )
 STORED_KEYS = frozenset({"type", "vocab_size", "max_len", "oov_idx", "padding_idx", "pretrained_emb"})
 _DIMENSIONS = ("embedding_dim", "emb_output_dim", "pretrain_dim")
+_CHOICES: dict[str, tuple[Any, ...]] = {"pretrain_usage": ("init", "sum", "concat"), "freeze_emb": (True, False)}
 # Callable -> the types of its positional arguments and of its keyword arguments.
 _ENCODERS: dict[str, tuple[tuple[type, ...], dict[str, type]]] = {
     "layers.MaskedAveragePooling": ((), {}),
@@ -129,12 +131,21 @@ def load_feature_map(path: Path, dataset_id: str | None, params: Mapping[str, An
         DataError: the file is missing, damaged, incomplete, of another dataset, or names an encoder off the whitelist.
         ConfigError: `params` name features or keys that do not exist.
     """
-    stored = _read(path)
+    stored = read_feature_map(path)
     if dataset_id is not None and stored["dataset_id"] != dataset_id:
         raise DataError(
             f"{path}: it belongs to dataset_id '{stored['dataset_id']}', not '{dataset_id}': "
             f"correct dataset_id or delete {path.parent} and build again"
         )
+    return make_feature_map(stored, path, params)
+
+
+def make_feature_map(stored: dict[str, Any], path: Path, params: Mapping[str, Any]) -> FeatureMap:
+    """The feature map of the JSON content `stored` of the file `path`, with the run's parameters applied.
+
+    Raises:
+        DataError, ConfigError: as `load_feature_map`.
+    """
     feature_map = FeatureMap(stored["dataset_id"], str(path.parent))
     feature_map._stored = stored
     feature_map.item_key = stored.get("item_key")
@@ -169,9 +180,9 @@ def feature_encoder_problem(encoder: object) -> str | None:
     """Why `encoder` (a string or a list of strings) is not on the whitelist, or None when all of it is."""
     for text in encoder if isinstance(encoder, list) else [encoder]:
         if not isinstance(text, str) or not _is_allowed_encoder(text):
-            name = text.partition("(")[0].strip() if isinstance(text, str) else text
+            name = text.partition("(")[0].strip() if isinstance(text, str) else ""
             hint = did_you_mean(name, _ENCODERS) if name not in _ENCODERS else " (check its arguments)"
-            return f"feature_encoder {text!r} is not allowed{hint}; allowed are {_allowed_encoders()}"
+            return f"feature_encoder {shown(text)} is not allowed{hint}; allowed are {_allowed_encoders()}"
     return None
 
 
@@ -212,8 +223,12 @@ def _is_literal(node: ast.expr, wanted: type) -> bool:
     return isinstance(value, int) and (wanted is bool or value > 0) and type(value) is wanted
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The checked content of a feature map file."""
+def read_feature_map(path: Path) -> dict[str, Any]:
+    """The content of a feature map file.
+
+    Raises:
+        DataError: the file is missing, damaged, incomplete, or names an encoder off the whitelist.
+    """
     remedy = f"delete the folder {path.parent} and run again to build it anew"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -221,7 +236,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: no such feature map: build the dataset first, or correct data_root") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}): {remedy}") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}: damaged or truncated JSON ({error}): {remedy}") from None
     if not isinstance(stored, dict):
         raise DataError(f"{path}: not a feature map: {remedy}")
@@ -233,21 +248,29 @@ def _read(path: Path) -> dict[str, Any]:
         for entry in stored["features"]
     ):
         raise DataError(f"{path}: incomplete feature map, 'features' is not a list of {{name: spec}}: {remedy}")
-    for entry in stored["features"]:
-        for name, spec in entry.items():
-            if problem := _spec_problem(spec):
-                raise DataError(f"{path}: feature '{name}': {problem}: {remedy}")
+    labels = stored["labels"]
+    if not isinstance(labels, list) or not labels or not all(label and isinstance(label, str) for label in labels):
+        raise DataError(f"{path}: 'labels' must name the label columns, got {shown(labels)}: {remedy}")
+    if any(isinstance(stored.get(key), list | dict) for key in ("dataset_id", "item_key", "group_id")):
+        raise DataError(f"{path}: dataset_id, item_key and group_id must be names: {remedy}")
+    specs = [item for entry in stored["features"] for item in entry.items()]
+    for position, (name, spec) in enumerate(specs):
+        if problem := _spec_problem(spec, later=[n for n, _ in specs[position:]]):
+            raise DataError(f"{path}: feature '{name}': {problem}: {remedy}")
     return stored
 
 
-def _spec_problem(spec: Mapping[str, Any]) -> str | None:
+def _spec_problem(spec: Mapping[str, Any], later: Sequence[str]) -> str | None:
     kind = spec.get("type")
     if kind not in FEATURE_TYPES:
-        return f"type {kind!r} is not one of {', '.join(FEATURE_TYPES)}"
+        return f"type {shown(kind)} is not one of {', '.join(FEATURE_TYPES)}"
     sizes = {"categorical": ("vocab_size",), "sequence": ("vocab_size", "max_len")}.get(kind, ())
-    for key in sizes:
+    for key in (*sizes, *(key for key in (*_DIMENSIONS, "max_len") if key in spec)):
         if type(spec.get(key)) is not int or spec[key] < 1:
-            return f"{key} must be a positive integer, got {spec.get(key)!r}"
+            return f"{key} must be a positive integer, got {shown(spec.get(key))}"
+    shared = spec.get("share_embedding")
+    if shared is not None and (not isinstance(shared, str) or shared in later):
+        return f"share_embedding must name an earlier feature, got {shown(shared)}"
     encoder = spec.get("feature_encoder")
     return feature_encoder_problem(encoder) if encoder is not None else None
 
@@ -266,19 +289,19 @@ def _group_id(stored: Mapping[str, Any], params: Mapping[str, Any], features: Ma
     return str(group_id)
 
 
+def use_features_problems(wanted: Sequence[str], names: Collection[str]) -> list[str]:
+    """What is wrong with the `use_features` of a dataset that has the features `names`."""
+    problems = [f"no such column, got '{n}'{did_you_mean(n, names)}" for n in wanted if n not in names]
+    return problems + [f"'{n}' is named twice" for n in dict.fromkeys(wanted) if wanted.count(n) > 1]
+
+
 def _use_features(
     features: OrderedDict[str, dict[str, Any]], names: Sequence[str] | None, group_id: str | None
 ) -> OrderedDict[str, dict[str, Any]]:
     if not names:
         return features
-    problems = [
-        f"use_features: '{name}' is not a feature of the dataset{did_you_mean(name, features)}"
-        for name in names
-        if name not in features
-    ]
-    problems += [f"use_features: '{name}' is named twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    if problems:
-        raise ConfigError(problems)
+    if problems := use_features_problems(names, features):
+        raise ConfigError(f"use_features: {problem}" for problem in problems)
     kept = list(names) + ([group_id] if group_id is not None and group_id not in names else [])
     return _reassign_shared(OrderedDict((name, features[name]) for name in kept), features)
 
@@ -304,37 +327,76 @@ def _reassign_shared(
 
 
 def _apply_feature_specs(features: Mapping[str, dict[str, Any]], overrides: Sequence[Mapping[str, Any]]) -> None:
+    if problems := feature_specs_problems(overrides, features):
+        raise ConfigError(f"feature_specs: {problem}" for problem in problems)
+    for entry in overrides:
+        values = {key: value for key, value in entry.items() if key != "name"}
+        if values.get("feature_encoder") in ("null", "None", "none"):
+            values["feature_encoder"] = None
+        for name in _names_of(entry):
+            features[name].update(values)
+
+
+def feature_specs_problems(
+    overrides: Sequence[Mapping[str, Any]], features: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """What is wrong with the `feature_specs` of a dataset.
+
+    Args:
+        overrides: the `feature_specs`.
+        features: for each feature in order its `type` and, where it is known, its `vocab_size`.
+    """
     problems: list[str] = []
     for entry in overrides:
-        if not isinstance(entry, Mapping) or "name" not in entry:
-            problems.append(f"feature_specs: each entry needs a 'name', got {entry!r}")
+        if not isinstance(entry, Mapping) or not entry.get("name"):
+            problems.append(f"each entry needs a 'name', got {shown(entry)}")
             continue
-        names = entry["name"] if isinstance(entry["name"], list) else [entry["name"]]
-        values = {key: value for key, value in entry.items() if key != "name"}
-        if "feature_encoder" in values and values["feature_encoder"] in ("null", "None", "none"):
-            values["feature_encoder"] = None
-        for key, value in values.items():
-            if problem := _override_problem(key, value, features):
-                problems.append(f"feature_specs: {entry['name']}: {problem}")
-        for name in names:
-            if name not in features:
-                hint = did_you_mean(name, features)
-                problems.append(f"feature_specs: '{name}' is not a feature of the dataset{hint}")
-            else:
-                features[name].update(values)
-    if problems:
-        raise ConfigError(problems)
+        found = [name for name in _names_of(entry) if isinstance(name, str) and name in features]
+        for name in _names_of(entry):
+            if name not in found:
+                problems.append(f"no such column, got {shown(name)}{did_you_mean(name, features)}")
+        for key, value in entry.items():
+            if key != "name" and (problem := _override_problem(key, value, found, features)):
+                problems.append(f"{', '.join(found)}: {problem}" if found else problem)
+    return problems
 
 
-def _override_problem(key: str, value: Any, features: Mapping[str, Any]) -> str | None:
+def _names_of(entry: Mapping[str, Any]) -> list[Any]:
+    return entry["name"] if isinstance(entry["name"], list) else [entry["name"]]
+
+
+def _override_problem(
+    key: str, value: Any, names: Sequence[str], features: Mapping[str, Mapping[str, Any]]
+) -> str | None:
     if key in STORED_KEYS:
         return f"'{key}' is fixed by the stored data: change it in feature_cols"
     if key not in OVERRIDABLE_KEYS:
         return f"unknown key '{key}'{did_you_mean(key, OVERRIDABLE_KEYS)}"
     if key in _DIMENSIONS and (type(value) is not int or value < 1):
-        return f"{key} must be a positive integer, got {value!r}"
-    if key == "feature_encoder" and value is not None:
+        return f"{key} must be a positive integer, got {shown(value)}"
+    if key == "feature_encoder" and value is not None and value not in ("null", "None", "none"):
         return feature_encoder_problem(value)
-    if key == "share_embedding" and value not in features:
-        return f"share_embedding names '{value}', which is not a feature{did_you_mean(value, features)}"
+    if key in _CHOICES and not (value in _CHOICES[key] and type(value) is type(_CHOICES[key][0])):
+        return f"{key} must be one of {', '.join(map(str, _CHOICES[key]))}, got {shown(value)}"
+    if key == "source" and not isinstance(value, str):
+        return f"source must be a string, got {shown(value)}"
+    if key == "share_embedding" and value is not None:
+        return next(filter(None, (_shared_problem(value, name, features) for name in names)), None)
+    return None
+
+
+def _shared_problem(shared: Any, name: str, features: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why the feature `name` cannot use the table of `shared`."""
+    if not isinstance(shared, str) or shared not in features:
+        return f"share_embedding names {shown(shared)}, which is not a feature{did_you_mean(shared, features)}"
+    order = list(features)
+    if order.index(shared) >= order.index(name):
+        return f"share_embedding names '{shared}', which comes later (or is this feature): name an earlier one"
+    if any(features[n]["type"] not in ("categorical", "sequence") for n in (name, shared)):
+        return f"share_embedding names '{shared}': both must be categorical or sequence"
+    sizes = [features[n].get("vocab_size") for n in (name, shared)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        return (
+            f"share_embedding names '{shared}', which has {sizes[1]} ids and not {sizes[0]}: share it in feature_cols"
+        )
     return None

@@ -79,39 +79,43 @@ def _plot_interactions(interactions: dict[str, np.ndarray], fields: list[str], t
     columns = min(len(interactions), 4)
     lines = math.ceil(len(interactions) / columns)
     side = max(2.6, 0.22 * len(fields) + 1.4)
-    figure, axes = _figure(lines, columns, side * columns, side * lines)
-    for axis, (layer, norms) in zip(axes, interactions.items(), strict=False):
-        image = axis.imshow(norms, cmap="viridis", vmin=0)
+    figure, axes = _figure(lines, columns, side * columns + 0.8, side * lines)
+    highest = max(float(norms.max()) for norms in interactions.values())  # one scale, so that layers compare
+    for i, (axis, (layer, norms)) in enumerate(zip(axes, interactions.items(), strict=False)):
+        image = axis.imshow(norms, cmap="viridis", vmin=0, vmax=highest)
         _label(axis.set_xticks, axis.set_xticklabels, fields, rotation=90)
-        _label(axis.set_yticks, axis.set_yticklabels, fields)
+        _label(axis.set_yticks, axis.set_yticklabels, fields if i % columns == 0 else [""] * len(fields))
         axis.set_title(layer, fontsize=9)
-        figure.colorbar(image, ax=axis, fraction=0.046)
-    figure.suptitle(f"Static field interactions, Frobenius norm of each block of W\n{title}", fontsize=10)
+    for axis in axes[: len(interactions) : columns]:
+        axis.set_ylabel("output field (rows of W)", fontsize=8)
+    figure.supxlabel("input field (columns of W)", fontsize=8)
+    figure.colorbar(image, ax=axes[: len(interactions)], fraction=0.03, label="Frobenius norm of the block")
+    figure.suptitle(f"Static field interactions\n{title}", fontsize=10)
     _save(figure, path)
 
 
 def _plot_activity(
     activity: dict[str, np.ndarray], fields: list[str], samples: list[str], title: str, path: Path
 ) -> None:
-    width = max(4.0, 0.28 * len(fields) + 2.2)
+    width = max(3.6, 0.26 * len(fields) + 1.2)
     columns = min(len(samples), 4)
     lines = math.ceil(len(samples) / columns)
-    figure, axes = _figure(lines, columns, width * columns, (0.3 * len(activity) + 1.8) * lines)
+    figure, axes = _figure(lines, columns, width * columns + 1.4, (0.3 * len(activity) + 1.6) * lines)
     stacked = np.stack(list(activity.values()), axis=1)  # (samples, layers, F)
     for i, (axis, sample) in enumerate(zip(axes, samples, strict=False)):
         image = axis.imshow(stacked[i], cmap="magma", vmin=0, vmax=1, aspect="auto")
         _label(axis.set_xticks, axis.set_xticklabels, fields, rotation=90)
-        _label(axis.set_yticks, axis.set_yticklabels, list(activity))
+        _label(axis.set_yticks, axis.set_yticklabels, list(activity) if i % columns == 0 else [""] * len(activity))
         axis.set_title(sample, fontsize=9)
-        figure.colorbar(image, ax=axis, fraction=0.046)
-    figure.suptitle(f"Self-Mask activity, share of open entries by layer and field\n{title}", fontsize=10)
+    figure.colorbar(image, ax=axes[: len(samples)], fraction=0.03, label="share of open entries")
+    figure.suptitle(f"Self-Mask activity by layer and field\n{title}", fontsize=10)
     _save(figure, path)
 
 
 def _figure(lines: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
-    figure = Figure(figsize=(width, height + 0.6), layout="constrained")
+    figure = Figure(figsize=(width, height + 0.4), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
     return figure, axes
 

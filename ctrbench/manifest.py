@@ -63,13 +63,30 @@ def data_hash(sources: Sources, settings: str) -> str:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a complete dataset, or None."""
+    """The manifest of a complete dataset; None where there is none or what is there is no manifest."""
     try:
         manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    keys = {"format_version", "settings_hash", "sources", "outputs", "num_rows", "data_hash"}
-    return manifest if isinstance(manifest, dict) and keys <= manifest.keys() else None
+    return manifest if _is_manifest(manifest) else None
+
+
+def _is_manifest(value: Any) -> bool:
+    counts, texts = ("outputs", "num_rows"), ("settings_hash", "data_hash")
+    return (
+        isinstance(value, dict)
+        and {"format_version", "sources", *counts, *texts} <= value.keys()
+        and all(isinstance(value[key], str) for key in texts)
+        and all(isinstance(value[key], dict) and all(type(n) is int for n in value[key].values()) for key in counts)
+        and isinstance(value["sources"], dict)
+        and all(isinstance(entries, list) for entries in value["sources"].values())
+        and all(_is_source(entry) for entries in value["sources"].values() for entry in entries)
+    )
+
+
+def _is_source(value: Any) -> bool:
+    types = {"path": str, "size": int, "mtime_ns": int, "sha256": str}
+    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in types.items())
 
 
 def write(

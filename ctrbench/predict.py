@@ -16,6 +16,7 @@ from ctrbench.files import atomic_path
 from ctrbench.preprocess import DataFolder, build_dataset
 from ctrbench.rawdata import resolve_files
 from ctrbench.run import evaluation_batch_size, load_trained, open_batches
+from ctrbench.submission import write_submission
 from ctrbench.trainer import Trainer
 
 FORMATS = (".csv", ".parquet")
@@ -55,6 +56,19 @@ def write_predictions(run_dir: Path, output: Path, split: str = "test", data: Pa
     with atomic_path(output) as partial:
         frame.write_csv(partial) if output.suffix == ".csv" else frame.write_parquet(partial)
     return int(frame.height)
+
+
+def write_challenge_files(
+    run_dir: Path, folder: Path, split: str = "test", task: str = "Task2", gpu: int = -1
+) -> list[Path]:
+    """Score a split of the run's dataset and write `prediction.csv` and its zip, named after the experiment.
+
+    Raises:
+        DataError: data or weights that cannot be used.
+    """
+    experiment, data, feature_map, trainer = load_trained(run_dir, gpu)
+    predictions = trainer.predict(open_batches(experiment, data, feature_map, split, trainer))
+    return write_submission(predictions, folder, experiment.expid, task)
 
 
 def _own_ids(experiment: Experiment, feature_map: FeatureMap) -> list[str]:

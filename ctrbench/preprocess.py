@@ -18,16 +18,17 @@ from filelock import FileLock, Timeout
 
 from ctrbench import items
 from ctrbench import manifest as manifests
+from ctrbench.columns import dataset_problems
 from ctrbench.encoding import encode, encode_items
-from ctrbench.errors import ConfigError, DataError, did_you_mean
-from ctrbench.features import FeatureMap, feature_encoder_problem, load_feature_map
+from ctrbench.errors import ConfigError, DataError
+from ctrbench.features import FeatureMap, load_feature_map
 from ctrbench.files import sha256_of_file, sha256_of_value, storage_error, write_text
 from ctrbench.fitting import Fitted, fit
 from ctrbench.rawdata import RawReader, resolve_files
-from ctrbench.schema import DatasetConfig, FeatureColumn
+from ctrbench.schema import DatasetConfig
 from ctrbench.splits import SPLITS, plan_splits
 from ctrbench.storage import open_split
-from ctrbench.transforms import parse_preprocess
+from ctrbench.validation import Where
 
 FEATURE_MAP, FEATURE_VOCAB = "feature_map.json", "feature_vocab.json"
 LOCK = ".build.lock"
@@ -72,10 +73,10 @@ def build_dataset(
         DataError: raw or stored data that cannot be used; names the file, the row, the column and the remedy.
         CtrbenchError: the disk is full or the folder cannot be written. Nothing is left that counts as complete.
     """
-    folder = root / dataset.data_root / dataset.dataset_id
+    folder = dataset.folder(root)
     if dataset.data_format == "h5":
         return _ready_h5(dataset, root, folder)
-    problems = _problems(dataset)
+    problems = dataset_problems(dataset, Where(f"dataset_config: {dataset.dataset_id}"))
     # With rebuild_dataset: false a folder built from other settings is the first thing to say.
     if problems and (dataset.rebuild_dataset or manifests.read(folder) is None):
         raise ConfigError(problems)
@@ -103,7 +104,7 @@ def build_dataset(
 
 def expected_hash(dataset: DatasetConfig, *, root: Path, task: str = "binary_classification") -> str | None:
     """The `data_hash` that building from the present sources and settings gives; None for ready H5 or lost sources."""
-    folder = root / dataset.data_root / dataset.dataset_id
+    folder = dataset.folder(root)
     if dataset.data_format == "h5" or not (files := _source_files(dataset, root, folder)):
         return None
     known = (manifests.read(folder) or {}).get("sources")
@@ -212,91 +213,6 @@ def _write_vocabulary(path: Path, fitted: Fitted) -> None:
     vocabularies = {name: fitted.vocabularies[name].to_dict() for name in named}
     lines = [f"{json.dumps(name)}: {json.dumps(vocabulary)}" for name, vocabulary in vocabularies.items()]
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def _problems(dataset: DatasetConfig) -> list[str]:
-    """Everything in the settings that cannot work, one line each."""
-    prefix = f"dataset_config: {dataset.dataset_id}."
-    problems = []
-    if not dataset.train_data:
-        problems.append(f"{prefix}train_data: missing: name the training file")
-    for split in ("valid", "test"):
-        size, data = getattr(dataset, f"{split}_size"), getattr(dataset, f"{split}_data")
-        if size and data:
-            problems.append(f"{prefix}{split}_size: {split}_data is given too: keep one of them")
-        if isinstance(size, float) and size >= 1 and not size.is_integer():
-            problems.append(f"{prefix}{split}_size: a fraction below 1 or a number of rows, got {size}")
-    if max(dataset.valid_size, dataset.test_size) < 1 <= dataset.valid_size + dataset.test_size:
-        problems.append(f"{prefix}valid_size + test_size must be below 1")
-    if dataset.item_info is not None and items.key_column(dataset) is None:
-        problems.append(f"{prefix}item_info: needs an active categorical column of source: item, the table's key")
-    active = [column for column in dataset.feature_cols if column.active]
-    if not active:
-        problems.append(f"{prefix}feature_cols: no active column")
-    if not dataset.label_col:
-        problems.append(f"{prefix}label_col: missing: name the label column")
-    for label in dataset.label_col:
-        parsed = parse_preprocess(label.preprocess, label.name) if label.preprocess else None
-        if isinstance(parsed, str):
-            problems.append(f"{prefix}label_col.{label.name}.preprocess: {parsed}")
-        if isinstance(label.fill_na, str):
-            problems.append(f"{prefix}label_col.{label.name}.fill_na: must be a number, got {label.fill_na!r}")
-    names = [label.name for label in dataset.label_col] + [column.name for column in dataset.feature_cols]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"{prefix}feature_cols: column '{name}' is defined twice")
-    for position, column in enumerate(active):
-        earlier = {c.name: c for c in active[:position]}
-        known = [c.name for c in active]
-        for key, problem in _column_problems(column, earlier, known, not dataset.rebuild_dataset):
-            problems.append(f"{prefix}feature_cols.{column.name}.{key}: {problem}")
-    return problems
-
-
-def _column_problems(
-    column: FeatureColumn, earlier: dict[str, FeatureColumn], known: list[str], ids_given: bool
-) -> list[tuple[str, str]]:
-    problems = []
-    parsed = parse_preprocess(column.preprocess, column.name) if column.preprocess else None
-    if isinstance(parsed, str):
-        problems.append(("preprocess", parsed))
-    if column.encoder is not None and (problem := feature_encoder_problem(column.encoder)):
-        problems.append(("feature_encoder", problem))
-    if isinstance(column.fill_na, str) and column.dtype != "str" and column.type not in ("sequence", "embedding"):
-        problems.append(("fill_na", f"must be a number, as dtype is {column.dtype}, got {column.fill_na!r}"))
-    if column.type == "numeric" and isinstance(column.fill_na, str) and column.dtype == "str":
-        problems.append(("fill_na", f"must be a number, as type is numeric, got {column.fill_na!r}"))
-    if column.normalizer and column.type != "numeric":
-        problems.append(("normalizer", f"only a numeric column has one, this is {column.type}"))
-    if column.splitter == "":
-        problems.append(("splitter", "must not be empty; null splits at white space"))
-    is_token = column.type in ("categorical", "sequence")
-    if column.pretrained_emb is not None and not is_token:
-        problems.append(("pretrained_emb", f"only categorical and sequence columns have one, this is {column.type}"))
-    if column.share_embedding is not None and (problem := _share_problem(column, earlier, known)):
-        problems.append(("share_embedding", problem))
-    if ids_given:
-        if is_token and column.vocab_size is None:
-            problems.append(("vocab_size", "needed when rebuild_dataset is false (the files hold ids)"))
-        if column.type == "sequence" and not column.max_len:
-            problems.append(("max_len", "needed when rebuild_dataset is false (the files hold ids)"))
-        if column.normalizer:
-            problems.append(("normalizer", "needs rebuild_dataset: true"))
-    return problems
-
-
-def _share_problem(column: FeatureColumn, earlier: dict[str, FeatureColumn], known: list[str]) -> str | None:
-    shared = column.share_embedding
-    if shared not in earlier:
-        if shared in known:
-            return f"'{shared}' comes later in feature_cols (or is this column): move it before this one"
-        return f"'{shared}' is not an active column{did_you_mean(shared, known)}"
-    other = earlier[shared]
-    if other.type not in ("categorical", "sequence") or column.type not in ("categorical", "sequence"):
-        return f"'{shared}' is {other.type} and this is {column.type}; both must be categorical or sequence"
-    kinds = [("text" if c.type == "sequence" or c.dtype == "str" else "numbers") for c in (column, other)]
-    if kinds[0] != kinds[1]:
-        return f"tokens here are {kinds[0]}, those of '{shared}' are {kinds[1]}, so none would match: use dtype: str"
-    return None
 
 
 def _check_given_ids(dataset: DatasetConfig, folder: Path) -> None:

@@ -6,11 +6,14 @@ CSV is read as text and cast here, so that a value that does not fit is reported
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from ctrbench.errors import DataError, did_you_mean
@@ -19,6 +22,8 @@ from ctrbench.transforms import Transform, parse_preprocess
 
 BLOCK_ROWS = 1 << 16
 _TYPES: dict[str, pl.DataType] = {"str": pl.String(), "int": pl.Int64(), "float": pl.Float64()}
+_NUMBERED = re.compile(r"_duplicated_\d+$")
+_LARGEST = float(np.finfo(np.float32).max)  # what is stored of numbers and labels
 _MEANINGS = {"int": "an integer", "float": "a number", "str": "text"}
 
 
@@ -123,19 +128,40 @@ class RawReader:
         """
         steps, raw = self._plan(wanted)
         for file in files:
-            present = self.columns(file)
-            for name in raw:
-                if name not in present:
-                    raise DataError(
-                        f"{file}: column '{name}' is missing{did_you_mean(name, present)}: "
-                        "correct the name in dataset_config or set the column active: false"
-                    )
+            self._check_columns(file, raw)
             first_row = 0
             batches = self._scan(file).select(raw).collect_batches(chunk_size=BLOCK_ROWS, maintain_order=True)
             while (frame := _guarded(file, lambda iterator: next(iterator, None), iter(batches))) is not None:
                 block = Block(frame, file, first_row)
-                yield Block(_run_steps(block, _typed(block, self._types), steps).select(wanted), file, first_row)
+                prepared = _guarded(file, lambda b: _run_steps(b, _typed(b, self._types), steps), block)
+                yield Block(prepared.select(wanted), file, first_row)
                 first_row += frame.height
+
+    def _check_columns(self, file: Path, names: Collection[str]) -> None:
+        """Refuse a file that lacks one of the columns, has it twice, or holds in it what no column can take."""
+        present = self.schema(file)
+        twice = self._twice(file, present)
+        for name in names:
+            place = f"{file}: column '{name}'"
+            if name not in present:
+                is_label = any(name == label.name for label in self._dataset.label_col)
+                remedy = "" if is_label else " or set the column active: false"
+                near = did_you_mean(name, present)
+                raise DataError(f"{place} is missing{near}: correct the name in dataset_config{remedy}")
+            if name in twice:
+                raise DataError(f"{place} is named twice in the header: rename or remove one of the two")
+            if not _is_readable(present[name]):
+                raise DataError(
+                    f"{place} holds {str(present[name])[:100]}: it must hold text, numbers, dates or lists of these"
+                )
+
+    def _twice(self, file: Path, present: Collection[str]) -> set[str]:
+        """The names that the header of a CSV file repeats, which polars numbers."""
+        if self._dataset.data_format != "csv" or not any(_NUMBERED.search(name) for name in present):
+            return set()
+        options = {"has_header": False, "separator": self._dataset.sep, "n_rows": 1, "infer_schema": False}
+        header = _guarded(file, lambda path: pl.read_csv(path, **options).row(0), file)
+        return {name or "" for name in header if header.count(name) > 1}
 
     def _scan(self, file: Path) -> pl.LazyFrame:
         limit = self._dataset.n_rows
@@ -190,6 +216,12 @@ def _raw_type(column: FeatureColumn | LabelColumn, step: _Step) -> str:
     return column.dtype if isinstance(column, FeatureColumn) and step.transform is not None else step.dtype
 
 
+def _is_readable(dtype: pl.DataType) -> bool:
+    if isinstance(dtype, pl.List | pl.Array):
+        dtype = dtype.inner
+    return not isinstance(dtype, pl.Binary | pl.Duration | pl.Object) and not dtype.is_nested()
+
+
 def _typed(block: Block, types: Mapping[str, str]) -> pl.DataFrame:
     """Cast configured columns to their dtype; NaN counts as missing."""
     before = block.frame
@@ -214,7 +246,7 @@ def _cast(source: pl.Expr, present: pl.DataType, wanted: str) -> pl.Expr:
     cast = source.cast(_TYPES[wanted], strict=False)
     if wanted == "float":
         return cast.fill_nan(None)
-    if wanted == "int" and present.is_float():  # 1.5 must not become 1
+    if wanted == "int" and (present.is_float() or present.is_decimal()):  # 1.5 must not become 1
         return pl.when(cast.cast(present) == source).then(cast)
     return cast
 
@@ -296,9 +328,13 @@ def _filled(step: _Step, dtype: pl.DataType, block: Block) -> pl.Expr:
 
 
 def _check_finite(block: Block, step: _Step, values: pl.Series) -> None:
-    if step.kind in ("numeric", "label") and values.dtype.is_float() and values.is_infinite().any():
-        row = values.is_infinite().arg_true()[0]
-        raise DataError(f"{block.place(row, step.name)}: {values[row]} is not a finite number: correct the value")
+    if step.kind not in ("numeric", "label") or not values.dtype.is_float():
+        return
+    beyond = values.abs() > _LARGEST
+    if beyond.any():
+        row = beyond.arg_true()[0]
+        what = "is not a finite number" if math.isinf(values[row]) else f"is beyond 32-bit numbers ({_LARGEST:.1e})"
+        raise DataError(f"{block.place(row, step.name)}: {values[row]} {what}: correct the value")
 
 
 def _guarded(file: Path, action: Callable[[Any], Any], argument: Any) -> Any:

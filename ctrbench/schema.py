@@ -6,11 +6,15 @@ FuxiCTR's names throughout. `config.py` reads the YAML and turns what pydantic f
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Scalar = str | int | float
+Name = Annotated[str, Field(min_length=1)]
+Weight = Annotated[float, Field(allow_inf_nan=False)] | int
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -23,6 +27,12 @@ def _none_if_spelled(value: Any) -> Any:
 OptionalEncoder = Annotated[str | list[str] | None, BeforeValidator(_none_if_spelled)]
 
 
+def _check_separator(value: str) -> str:
+    if len(value) != 1 or not value.isascii():
+        raise PydanticCustomError("separator", 'Input should be one ASCII character (a tab is "\\t" in double quotes)')
+    return value
+
+
 class _Section(BaseModel):
     """Strict: `"5"` is not 5 and 1 is not true; an unknown key is an error."""
 
@@ -32,7 +42,7 @@ class _Section(BaseModel):
 class FeatureColumn(_Section):
     """One entry of `feature_cols` (after a list of names has been expanded to one entry each)."""
 
-    name: str
+    name: Name
     active: bool = True
     dtype: Literal["str", "int", "float"] = "str"
     type: Literal["numeric", "categorical", "sequence", "embedding", "meta"]
@@ -83,7 +93,7 @@ def expand_columns(columns: list[Any]) -> list[Any]:
 class LabelColumn(_Section):
     """One entry of `label_col`."""
 
-    name: str
+    name: Name
     dtype: Literal["str", "int", "float"] = "float"
     fill_na: Scalar | None = None
     preprocess: str | None = None
@@ -102,13 +112,17 @@ class DatasetConfig(_Section):
     feature_cols: list[FeatureColumn] = []
     label_col: list[LabelColumn] = []
     min_categr_count: PositiveInt = 1
-    sep: str = ","
+    sep: Annotated[str, AfterValidator(_check_separator)] = ","
     n_rows: PositiveInt | None = None
     rebuild_dataset: bool = True
     valid_size: Annotated[float, Field(ge=0)] | NonNegativeInt = 0
     test_size: Annotated[float, Field(ge=0)] | NonNegativeInt = 0
     split_type: Literal["sequential", "random"] = "sequential"
     split_seed: NonNegativeInt = 2018
+
+    def folder(self, root: Path) -> Path:
+        """Where the built dataset lies."""
+        return root / self.data_root / self.dataset_id
 
     @model_validator(mode="before")
     @classmethod
@@ -132,7 +146,7 @@ class TrainingConfig(_Section):
     task: Literal["binary_classification", "regression"] = "binary_classification"
     loss: str = "binary_crossentropy"
     metrics: Annotated[list[str], Field(min_length=1)] = ["AUC", "logloss"]
-    monitor: str | dict[str, float | int] = "AUC"
+    monitor: str | dict[str, Weight] = "AUC"
     monitor_mode: Literal["max", "min"] = "max"
     optimizer: str = "adam"
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
@@ -147,7 +161,7 @@ class TrainingConfig(_Section):
     early_stop_patience: PositiveInt = 2
     reduce_lr_on_plateau: bool = True
     lr_decay_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-6
     eval_steps: PositiveInt | None = None
     save_best_only: bool = True
     checkpoint_every: PositiveInt | None = None

@@ -25,6 +25,8 @@ from ctrbench.files import atomic_path, storage_error
 FORMAT_VERSION = 1
 _CHUNK_ROWS = 1 << 16
 _VERIFY_BYTES = 1 << 24  # bytes read at once when a checksum is verified
+# What h5py raises when a file's own structures do not add up.
+_H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class SplitFile:
             raise DataError(f"{self.path}: no column '{name}'{did_you_mean(name, self.columns)}")
         try:
             return np.asarray(self._file[name][start:stop])
-        except OSError as error:
+        except _H5_ERRORS as error:
             raise _damaged(self.path, f"column '{name}' cannot be read ({error})") from error
 
     def checksums(self) -> dict[str, int] | None:
@@ -248,7 +250,10 @@ def open_split(path: Path, feature_map: FeatureMap, *, labels_required: bool = T
         split = SplitFile(path, file, columns, num_rows, has_labels)
         if verify:
             _verify(split, feature_map)
-    except (RuntimeError, OSError) as error:  # what h5py raises when the file's own structures do not add up
+    except CtrbenchError:
+        file.close()
+        raise
+    except _H5_ERRORS as error:
         file.close()
         raise _damaged(path, f"its structure is damaged ({error})") from None
     except BaseException:

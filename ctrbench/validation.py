@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
+from ctrbench import manifest as manifests
 from ctrbench.errors import ConfigError, did_you_mean
 from ctrbench.schema import DatasetConfig, FeatureColumn, LabelColumn, TrainingConfig, expand_columns
+from ctrbench.yamlfile import shown
 
 
 class Where:
@@ -31,12 +34,10 @@ def validate(model: type[pydantic.BaseModel], values: dict[str, Any], where: Whe
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
-        # A union reports once per member; one line per key is enough.
-        lines: dict[str, str] = {}
+        by_key: dict[str, list[Any]] = {}
         for item in error.errors():
-            key = _key_of(item["loc"], values)
-            lines.setdefault(key, f"{where(key)}: {_explain(item, model)}")
-        problems.extend(lines.values())
+            by_key.setdefault(_key_of(item["loc"], values), []).append(item)
+        problems.extend(f"{where(key)}: {_explain(_fitting(items), model)}" for key, items in by_key.items())
         return None
 
 
@@ -62,24 +63,36 @@ def _key_of(location: tuple[Any, ...], values: dict[str, Any]) -> str:
     return ".".join(parts)
 
 
-def _explain(item: Any, model: type[pydantic.BaseModel]) -> str:
+def _fitting(items: Sequence[Any]) -> list[Any]:
+    """Of what the members of a union say: what those say that fit the kind of the value, in as far as they do."""
+    kinds = [item for item in items if not item["type"].endswith("_type")] or items
+    deepest = [item for item in kinds if len(item["loc"]) == max(len(i["loc"]) for i in kinds)]
+    return [item for item in deepest if item.get("input") is deepest[0].get("input")]
+
+
+def _explain(items: Sequence[Any], model: type[pydantic.BaseModel]) -> str:
+    """What is wrong with one value; several items are alternatives."""
+    item = items[0]
     kind, got, context = item["type"], item.get("input"), item.get("ctx", {})
     key = str(item["loc"][-1])
     if kind == "extra_forbidden":
         columns: dict[str, type[pydantic.BaseModel]] = {"feature_cols": FeatureColumn, "label_col": LabelColumn}
         fields = columns.get(str(item["loc"][0]), model)
-        return f"unknown key, got {got!r}{did_you_mean(key, fields.model_fields)}"
+        return f"unknown key, got {shown(got)}{did_you_mean(key, fields.model_fields)}"
     if kind == "missing":
         return "missing, this key is required"
     if kind == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"must be {context['expected']}, got {got!r}{did_you_mean(got, choices)}"
+        return f"must be {context['expected']}, got {shown(got)}{did_you_mean(got, choices)}"
     if kind == "model_type":
-        return f"must be a mapping of keys, got {got!r}"
-    if kind == "too_short":
-        return f"must not be empty, got {got!r}"
-    message = item["msg"].removeprefix("Input should be a valid ").removeprefix("Input should be ")
-    return f"must be {message}, got {got!r}"
+        return f"must be a mapping of keys, got {shown(got)}"
+    if kind in ("too_short", "string_too_short"):
+        return f"must not be empty, got {shown(got)}"
+    messages = [i["msg"].removeprefix("Input should be ").replace("a valid ", "a ") for i in items]
+    wanted = [m.replace("a integer", "an integer") for m in dict.fromkeys(messages)]
+    if "a number" in wanted:
+        wanted = [m for m in wanted if m != "an integer"]
+    return f"must be {' or '.join(wanted)}, got {shown(got)}"
 
 
 def check_model_params(zoo: Path, name: str, params: dict[str, Any], where: Where) -> list[str]:
@@ -95,11 +108,11 @@ def check_model_params(zoo: Path, name: str, params: dict[str, Any], where: Wher
     for key, value in params.items():
         if key not in keys:
             known = sorted({*keys, *TrainingConfig.model_fields})
-            problems.append(f"{where(key)}: unknown key, got {value!r}{did_you_mean(key, known)}")
+            problems.append(f"{where(key)}: unknown key, got {shown(value)}{did_you_mean(key, known)}")
             continue
         problem = _check_type(keys[key], model_class, value) or _check_range(key, value)
         if problem:
-            problems.append(f"{where(key)}: {problem}, got {value!r}")
+            problems.append(f"{where(key)}: {problem}, got {shown(value)}")
     return problems
 
 
@@ -151,27 +164,62 @@ def _check_range(key: str, value: Any) -> str | None:
 
 
 def check_values(training: TrainingConfig, where: Where) -> list[str]:
-    from ctrbench.metrics import parse_metrics
-
-    problems = []
-    monitored = [training.monitor] if isinstance(training.monitor, str) else list(training.monitor)
-    for key, names in (("metrics", training.metrics), ("monitor", monitored)):
-        try:
-            parse_metrics(names, training.group_id)
-        except ConfigError as error:
-            problems += [f"{where(key)}: {problem.removeprefix('metrics: ')}" for problem in error.problems]
+    """What is wrong with the framework's own settings beyond their types."""
+    problems = _metric_problems(training, where)
     for key in ("embedding_regularizer", "net_regularizer"):
         try:
             parse_regularizer(getattr(training, key))
         except ConfigError as error:
             problems += [f"{where(key)}: {problem}" for problem in error.problems]
     if problem := _optimizer_problem(training.optimizer):
-        problems.append(f"{where('optimizer')}: {problem}, got {training.optimizer!r}")
-    if isinstance(training.monitor, dict) and not any(training.monitor.values()):
-        problems.append(f"{where('monitor')}: must weight at least one metric, got {training.monitor!r}")
+        problems.append(f"{where('optimizer')}: {problem}, got {shown(training.optimizer)}")
     if problem := _loss_problem(training.loss, training.task):
-        problems.append(f"{where('loss')}: {problem}, got {training.loss!r}")
+        problems.append(f"{where('loss')}: {problem}, got {shown(training.loss)}")
+    if training.min_learning_rate > training.learning_rate:
+        above = f"must not be above learning_rate ({training.learning_rate:g}), got {training.min_learning_rate:g}"
+        problems.append(f"{where('min_learning_rate')}: {above}")
     return problems
+
+
+# Metrics that fall as predictions get better, and metrics of any label; all others rise and rank labels 0 and 1.
+_FALLING = ("logloss", "binary_crossentropy", "MSE", "MAE")
+_OF_ANY_LABEL = ("MSE", "MAE")
+
+
+def _metric_problems(training: TrainingConfig, where: Where) -> list[str]:
+    from ctrbench.metrics import parse_metrics
+
+    problems = []
+    monitored = [training.monitor] if isinstance(training.monitor, str) else list(training.monitor)
+    remedies = {"metrics": "use MSE or MAE", "monitor": "set monitor: MSE and monitor_mode: min"}
+    for key, names in (("metrics", training.metrics), ("monitor", monitored)):
+        try:
+            parse_metrics(names, training.group_id)
+        except ConfigError as error:
+            problems += [f"{where(key)}: {problem.removeprefix('metrics: ')}" for problem in error.problems]
+            continue
+        binary = [name for name in names if name not in _OF_ANY_LABEL]
+        if training.task == "regression" and binary:
+            need = f"{binary[0]} needs labels 0 and 1, but task is regression: {remedies[key]}"
+            problems.append(f"{where(key)}: {need}, got {shown(getattr(training, key))}")
+        elif key == "monitor" and (problem := _direction_problem(training.monitor, training.monitor_mode)):
+            problems.append(f"{where('monitor')}: {problem}, got {shown(training.monitor)}")
+    return problems
+
+
+def _direction_problem(monitor: str | dict[str, float | int], mode: str) -> str | None:
+    """Why the monitored figure does not get better in the direction that `monitor_mode` says."""
+    weights: Mapping[str, float] = {monitor: 1} if isinstance(monitor, str) else monitor
+    if not any(weights.values()):
+        return "must weight at least one metric"
+    sign, other = (1, "min") if mode == "max" else (-1, "max")
+    wrong = [name for name, weight in weights.items() if sign * weight * (-1 if name in _FALLING else 1) < 0]
+    if not wrong:
+        return None
+    what = f"a {'lower' if wrong[0] in _FALLING else 'higher'} {wrong[0]} is better"
+    if len(wrong) == sum(weight != 0 for weight in weights.values()):
+        return f"{what}, but monitor_mode is {mode}: set monitor_mode: {other}"
+    return f"{what}, but its weight is {weights[wrong[0]]:g} and monitor_mode is {mode}: change the sign of the weight"
 
 
 def _loss_problem(name: str, task: str) -> str | None:
@@ -180,8 +228,48 @@ def _loss_problem(name: str, task: str) -> str | None:
     if name in LOSSES:
         return None if task == "binary_classification" else f"needs labels and outputs in [0, 1], but task is {task}"
     functions = {n: f for n, f in vars(torch.nn.functional).items() if inspect.isroutine(f) and not n.startswith("_")}
-    known = [n for n, f in functions.items() if n.endswith(("loss", "entropy", "entropy_with_logits", "kl_div"))]
-    return None if name in known else f"no such loss in torch.nn.functional{did_you_mean(name, [*LOSSES, *known])}"
+    losses = {n: f for n, f in functions.items() if n.endswith(("loss", "entropy", "entropy_with_logits", "kl_div"))}
+    if name not in losses:
+        return f"no such loss in torch.nn.functional{did_you_mean(name, [*LOSSES, *losses])}"
+    unfit = "cannot train one output per row towards"
+    if task == "regression":
+        return None if _can_regress(losses[name]) else f"{unfit} its label: use mse_loss or l1_loss"
+    if name.endswith("_with_logits"):
+        return "takes logits, but the output of a binary task is a probability: use binary_crossentropy"
+    if not _can_classify(losses[name]):
+        return f"{unfit} a label of 0 or 1: use binary_crossentropy or mse_loss"
+    return None
+
+
+def _can_classify(loss: Callable[..., Any]) -> bool:
+    """Whether a loss of outputs in (0, 1) is nothing where they equal the labels and grows with the distance."""
+    for label in (0.0, 1.0):
+        right, between, wrong = _losses(loss, [abs(label - distance) for distance in (1e-6, 0.5, 1 - 1e-6)], label)
+        if not (abs(right) < 1e-3 < between < wrong < math.inf):
+            return False
+    return True
+
+
+def _can_regress(loss: Callable[..., Any]) -> bool:
+    """Whether the output of the lowest loss is not the same for every label."""
+    outputs = [x / 4 for x in range(-20, 21)]
+    values = [_losses(loss, outputs, label) for label in (1.0, 3.0)]
+    if not all(map(math.isfinite, values[0] + values[1])):
+        return False
+    return values[0].index(min(values[0])) < values[1].index(min(values[1]))
+
+
+def _losses(loss: Callable[..., Any], outputs: list[float], label: float) -> list[float]:
+    """The loss of each output in a batch of its own (2, 1), as `BaseModel.add_loss` calls it; nan where it fails."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            values = [loss(torch.full((2, 1), x), torch.full((2, 1), label), reduction="mean") for x in outputs]
+            return [float(value) for value in values]
+        except Exception:  # whatever a function says of arguments that it was not made for
+            return [math.nan] * len(outputs)
 
 
 # These need a closure, sparse gradients or matrices only, or are the base class.
@@ -213,32 +301,18 @@ def parse_regularizer(value: float | str | None) -> list[tuple[int, float]]:
     except ValueError:
         weights = []
     if powers is None or len(powers) != len(weights) or not all(0 <= weight < math.inf for weight in weights):
-        raise ConfigError(f"must be a number, l1(x), l2(x) or l1_l2(x,y), got {value!r}")
+        raise ConfigError(f"must be a number, l1(x), l2(x) or l1_l2(x,y), got {shown(value)}")
     return list(zip(powers, weights, strict=True))
-
-
-def check_dataset(dataset: DatasetConfig, where: Where) -> list[str]:
-    problems = []
-    names = [c.name for c in dataset.feature_cols] + [c.name for c in dataset.label_col]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"{where('feature_cols')}: column '{name}' is listed more than once")
-    if not dataset.train_data:
-        problems.append(f"{where('train_data')}: missing, this key is required")
-    if dataset.data_format != "h5":
-        for key in ("feature_cols", "label_col"):
-            if not getattr(dataset, key):
-                problems.append(f"{where(key)}: missing, this key is required for data_format {dataset.data_format}")
-    return problems
 
 
 def missing_data(dataset: DatasetConfig, root: Path) -> dict[str, str]:
     """The raw files that are neither there nor needed no more because the dataset is built: key -> configured path."""
-    if (root / dataset.data_root / dataset.dataset_id / "manifest.json").is_file():
+    if manifests.read(dataset.folder(root)) is not None:
         return {}
     paths = {key: getattr(dataset, key) for key in ("train_data", "valid_data", "test_data", "item_info")}
     bases, suffixes = [root], [""]
     if dataset.data_format == "h5":  # H5 files may be named as they lie in the dataset's folder, without their suffix
-        bases, suffixes = [root, root / dataset.data_root / dataset.dataset_id], ["", ".h5"]
+        bases, suffixes = [root, dataset.folder(root)], ["", ".h5"]
     return {
         key: path
         for key, path in paths.items()
@@ -249,30 +323,3 @@ def missing_data(dataset: DatasetConfig, root: Path) -> dict[str, str]:
 def _exists(root: Path, pattern: str) -> bool:
     path = root / pattern
     return path.exists() or any(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-
-
-def check_together(dataset: DatasetConfig, training: TrainingConfig, where: Where) -> list[str]:
-    if not dataset.feature_cols:
-        return []  # ready data: the feature map decides when it is read
-    problems = []
-    types = {column.name: column.type for column in dataset.feature_cols if column.active}
-    group = training.group_id
-    if group is not None and group not in types:
-        problems.append(f"{where('group_id')}: no such column, got '{group}'{did_you_mean(group, types)}")
-    elif group is not None and types[group] not in ("meta", "categorical"):
-        problems.append(
-            f"{where('group_id')}: must be a column of type meta or categorical, '{group}' is {types[group]}"
-        )
-    for key, names in (
-        ("use_features", training.use_features or []),
-        ("feature_specs", _named(training.feature_specs)),
-    ):
-        for name in names:
-            if not isinstance(name, str) or name not in types:
-                problems.append(f"{where(key)}: no such column, got '{name}'{did_you_mean(name, types)}")
-    return problems
-
-
-def _named(feature_specs: list[dict[str, Any]] | None) -> list[Any]:
-    names = [entry.get("name") for entry in feature_specs or []]
-    return [name for entry in names if entry is not None for name in (entry if isinstance(entry, list) else [entry])]

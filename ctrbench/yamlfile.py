@@ -14,6 +14,7 @@ from ctrbench.errors import ConfigError
 # Keys that are names although YAML 1.1 reads them as something else, such as an expid 001 or a section called on.
 _NAMES = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp"))
 _MERGE = "tag:yaml.org,2002:merge"
+_SHOWN = 100  # characters of a value in a message
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,6 +111,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: must hold a mapping of sections, got {type(value).__name__}")
     return value
+
+
+def shown(value: object) -> str:
+    """A value as messages echo it after "got": its repr, cut where it is too long to help."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]} ..."
 
 
 def dump_yaml(value: Any) -> str:

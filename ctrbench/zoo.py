@@ -110,9 +110,20 @@ def build_model(model_class: type[nn.Module], feature_map: Any, params: Mapping[
         )
     try:
         return model_class(feature_map, **params)
-    except (ValueError, KeyError, TypeError, NotImplementedError, AssertionError) as error:
-        what = f"missing key {error}" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(f"{where}: {model_class.__name__}: {what}") from error
+    except (ValueError, LookupError, TypeError, RuntimeError, AssertionError, ArithmeticError, OSError) as error:
+        raise ConfigError(f"{where}: {model_class.__name__}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What a constructor objects to, in one line; ValueErrors and assertions are written for the user."""
+    if isinstance(error, KeyError):
+        text = str(error.args[0]) if error.args else ""
+        return text if " " in text else f"missing key {text!r}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    text = (str(error).strip().splitlines() or [""])[0]
+    is_written = text and isinstance(error, ValueError | AssertionError | NotImplementedError)
+    return text if is_written else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def _record_loss(self: Any, optimizer: str, loss: Any, lr: float) -> None:

@@ -8,6 +8,8 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
+import numpy as np
 import polars as pl
 import pytest
 
@@ -60,7 +62,7 @@ def tiny(tiny_raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ("value", "message"),
     [
         ("embeding_dim=8", "DCNv3_tiny.embeding_dim: unknown key, got 8 (did you mean 'embedding_dim'?)"),
-        ("batch_size=big", "batch_size: must be integer, got 'big'"),
+        ("batch_size=big", "batch_size: must be an integer, got 'big'"),
         ("num_heads=2.5", "num_heads: must be int, got 2.5"),
         ("layer_norm=1", "layer_norm: must be bool, got 1"),
         ("net_dropout=1.5", "net_dropout: must lie in [0, 1), got 1.5"),
@@ -82,6 +84,9 @@ def tiny(tiny_raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
             "feature_specs=[{name: device, embedding_dim: 10}]",
             "num_heads = 1 does not divide",
         ),
+        ("loss=cross_entropy", "loss: cannot train one output per row towards a label of 0 or 1"),
+        ("monitor=logloss", "monitor: a lower logloss is better, but monitor_mode is max: set monitor_mode: min"),
+        ("sep=;;", "sep: must be one ASCII character"),
         ("seed", "--set seed: must be key=value"),
         ("epochs=[1", "--set epochs: line 1"),
     ],
@@ -139,13 +144,16 @@ def test_raw_data(tiny: Tiny, split: str, change: object, message: str) -> None:
     assert not (tiny.data / "tiny_ctr" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "flip 64 bytes"])
 def test_damaged_h5_is_named_or_rebuilt(tiny: Tiny, damage: str) -> None:
     assert tiny.run()[0] == 0
     path = tiny.data / "tiny_ctr" / "train.h5"
     content = bytearray(path.read_bytes())
     if damage == "truncate":
         content = content[: len(content) // 2]
+    elif damage == "flip 64 bytes":
+        start = len(content) // 10
+        content[start : start + 64] = bytes(255 - b for b in content[start : start + 64])
     else:
         content[len(content) // 2 :] = bytes(255 - b for b in content[len(content) // 2 :])
     path.write_bytes(content)
@@ -159,6 +167,47 @@ def test_damaged_feature_map_is_named_or_rebuilt(tiny: Tiny) -> None:
     path.write_text(path.read_text()[:100])
     status, text = tiny.run()
     assert status == 0 or (status == 2 and "feature_map.json" in text and text.startswith("error: ")), text
+
+
+@pytest.mark.parametrize("change", [{"labels": None}, {"labels": [3]}, {"labels": []}], ids=repr)
+def test_a_feature_map_with_wrong_values(tiny: Tiny, change: dict[str, object]) -> None:
+    assert tiny.run()[0] == 0
+    shutil.rmtree(tiny.runs)
+    path = tiny.data / "tiny_ctr" / "feature_map.json"
+    stored = json.loads(path.read_text()) | change
+    path.write_text(json.dumps(stored))
+    manifest = path.with_name("manifest.json")
+    known = json.loads(manifest.read_text())
+    known["outputs"][path.name] = path.stat().st_size
+    manifest.write_text(json.dumps(known))
+    tiny.refuses("feature_map.json: 'labels' must name the label columns, got ")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "h5", "parquet"])
+def test_a_pretrained_file_that_is_gone(tiny: Tiny, suffix: str) -> None:
+    keys, values = ["1", "2"], np.zeros((2, 4))
+    if suffix == "npz":
+        np.savez(tiny.raw / "emb.npz", key=np.array(keys), value=values)
+    elif suffix == "h5":
+        with h5py.File(tiny.raw / "emb.h5", "w") as file:
+            file["key"], file["value"] = keys, values
+    else:
+        frame = pl.DataFrame(
+            {"key": keys, "value": values.tolist()}, schema_overrides={"value": pl.Array(pl.Float64, 4)}
+        )
+        frame.write_parquet(tiny.raw / "emb.parquet")
+    column = f"{{name: device, type: categorical, pretrained_emb: {tiny.raw}/emb.{suffix}, pretrain_dim: 4}}"
+    columns = f"feature_cols=[{{name: slot, type: categorical}}, {column}]"
+    assert tiny.run(columns) == (0, "")
+    shutil.rmtree(tiny.runs)
+    (tiny.data / "tiny_ctr" / f"pretrained_device.{suffix}").unlink()
+    ready = [f"{split}_data={split}" for split in ("train", "valid", "test")]
+    tiny.refuses(f"pretrained_device.{suffix}", columns, "data_format=h5", *ready)
+
+
+def test_an_output_folder_that_cannot_be(tiny: Tiny) -> None:
+    for value in ("model_root=/dev/null/x", "data_root=/dev/null/x"):
+        tiny.refuses("/dev/null/x", value)
 
 
 def test_a_data_folder_built_from_other_settings(tiny: Tiny) -> None:
@@ -220,6 +269,97 @@ def test_a_model_that_does_not_import(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["check", "--zoo", str(tmp_path), "--expid", "DCNv3_tiny"]) == 2
     text = capsys.readouterr().err
     assert "src/__init__.py:1: the model does not import: ModuleNotFoundError: No module named 'no_such_module'" in text
+
+
+@pytest.mark.parametrize(
+    ("zoo", "expid", "value", "message"),
+    [
+        ("DCNv3", "DCNv3_tiny", "embedding_dim=7", "embedding_dim must be even, every embedding is cut in two halves"),
+        (
+            "DCNv3",
+            "DCNv3_tiny",
+            "feature_specs=[{name: device, embedding_dim: 10}]",
+            "field 'device' is 10 wide",
+        ),
+        ("DCNv3", "DCNv3_tiny", "use_features=[item_id, item_id]", "use_features: 'item_id' is named twice"),
+        ("DCNv3", "DCNv3_tiny", "feature_specs=[{name: device, dim: 3}]", "feature_specs: device: unknown key 'dim'"),
+        ("QIN", "QIN_tiny_mm", "attention=sum", "attention must be relu, softmax or mean, got 'sum'"),
+        ("QIN", "QIN_tiny_mm", "history_field=history", "QIN: missing key 'history'"),
+        (
+            "QIN",
+            "QIN_tiny_mm",
+            "use_features=[item_seq, item_tags]",
+            "QIN_tiny_mm.use_features: 'item_tags' is looked up by 'item_id': name that too",
+        ),
+    ],
+)
+def test_check_constructs_the_model(
+    zoo: str, expid: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--zoo", str(ROOT / "model_zoo" / zoo), "--expid", expid, "--set", value]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and f"{expid}" in line and message in line
+
+
+def test_check_of_ready_h5_data(tiny: Tiny) -> None:
+    assert tiny.run()[0] == 0
+    ready = ["data_format=h5", "feature_cols=[]", "label_col=[]", f"data_root={tiny.data}"]
+    ready += [f"{split}_data={split}" for split in ("train", "valid", "test")]
+    command = ["check", "--zoo", str(ZOO), "--expid", "DCNv3_tiny", *(w for value in ready for w in ("--set", value))]
+    assert main(command) == 0
+    assert tiny.capsys.readouterr().out == "DCNv3_tiny: ok\n"
+    for value, message in (
+        ("embedding_dim=7", "DCNv3_tiny: DCNv3: embedding_dim must be even"),
+        (
+            "use_features=[user, item_id]",
+            "DCNv3_tiny.use_features: no such column, got 'user' (did you mean 'user_id'?)",
+        ),
+        ("feature_specs=[{name: [[device]]}]", "DCNv3_tiny.feature_specs: no such column, got ['device']"),
+    ):
+        assert main([*command, "--set", value]) == 2
+        assert message in tiny.capsys.readouterr().err
+    (tiny.data / "tiny_ctr" / "feature_map.json").write_text("[")
+    assert main(command) == 2
+    assert "feature_map.json: damaged or truncated JSON" in tiny.capsys.readouterr().err
+    (tiny.data / "tiny_ctr" / "feature_map.json").unlink()
+    assert main(command) == 0
+
+
+def test_check_outside_a_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "anywhere" / "config"
+    shutil.copytree(ZOO / "config", config)
+    assert main(["check", "--config", str(config), "--expid", "DCNv3_tiny"]) == 2
+    text = capsys.readouterr().err
+    assert f"no model folder, got 'DCNv3'; {tmp_path}/anywhere/model_zoo has none: name it with --zoo FOLDER" in text
+    assert main(["check", "--config", str(config), "--expid", "DCNv3_tiny", "--zoo", str(ZOO)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("1 / 0", "Broken: ZeroDivisionError: division by zero"),
+        ("torch.zeros(2) @ torch.zeros(3)", "Broken: RuntimeError: inconsistent tensor size"),
+        ("open('no/such/file')", "Broken: no/such/file: No such file or directory"),
+        ("{}['units']", "Broken: missing key 'units'"),
+        ("[][0]", "Broken: IndexError: list index out of range"),
+        ("torch.nn.ModuleDict({'type': self})", """Broken: attribute 'type' already exists"""),
+        ("exec('raise ValueError(chr(97) + chr(10) + chr(98))')", "Broken: a"),
+    ],
+)
+def test_what_a_constructor_raises(
+    tmp_path: Path, statement: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "__init__.py").write_text(
+        "import torch\nfrom fuxictr.pytorch.models import BaseModel\n\nclass Broken(BaseModel):\n"
+        f"    def __init__(self, feature_map, **kwargs):\n        super().__init__(feature_map, **kwargs)\n        {statement}\n"
+    )
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "model_config.yaml").write_text("B: {model: Broken, dataset_id: tiny_ctr}\n")
+    shutil.copy(ROOT / "config" / "dataset_config" / "tiny_ctr.yaml", tmp_path / "config" / "dataset_config.yaml")
+    assert main(["check", "--zoo", str(tmp_path), "--expid", "B"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/config/model_config.yaml: B: {message}")
 
 
 def test_check_accepts_every_shipped_experiment(capsys: pytest.CaptureFixture[str]) -> None:

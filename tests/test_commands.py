@@ -143,7 +143,9 @@ def test_an_interrupted_run_continues_to_the_same_result(
     run_dir = run_dir_of(tiny_overrides)
     interrupt_after(20, monkeypatch)  # in the second epoch of 16 steps
     assert main(run_command(*tiny_overrides)) == 130
-    assert "interrupted: the same command continues from the last checkpoint" in capsys.readouterr().err
+    assert (
+        "interrupted: the same command continues from the last checkpoint, if there is one\n" in capsys.readouterr().err
+    )
     assert (run_dir / "last.ckpt").exists() and not (run_dir / "DONE").exists()
     assert "KeyboardInterrupt" in (run_dir / "train.log").read_text().splitlines()[-1]
     monkeypatch.undo()
@@ -199,6 +201,31 @@ def test_usage(capsys: Capture) -> None:
         with pytest.raises(SystemExit) as caught:
             main(command)
         assert caught.value.code == status
+
+
+def test_help(capsys: Capture) -> None:
+    for command, texts in (
+        ("run", ["override a configured value; repeat it for more of them"]),
+        ("evaluate", ["rows to read; default: test"]),
+    ):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        output = " ".join(capsys.readouterr().out.split())
+        assert all(text in output for text in texts)
+
+
+def test_a_file_that_the_system_refuses(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: OSError) -> None:
+        def read(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("ctrbench.leaderboard.read_reports", read)
+
+    fail(IsADirectoryError(21, "Is a directory", "some/folder"))
+    assert refused("leaderboard") == "error: some/folder: Is a directory\n"
+    fail(OSError("not about a file"))
+    with pytest.raises(OSError, match="not about a file"):
+        main(["leaderboard"])
 
 
 @pytest.mark.parametrize("buffering", [1, -1], ids=["line by line", "at the end"])

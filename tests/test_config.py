@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.nn import functional
 
 from ctrbench.config import Experiment, find_root, list_expids, load_experiment, load_run
 from ctrbench.errors import ConfigError
@@ -45,6 +46,9 @@ tiny:
     - {name: unused, type: categorical, active: false}
   label_col: {name: label, dtype: float}
 """
+MANIFEST = """{
+    "format_version": 1, "settings_hash": "a", "data_hash": "b", "sources": {}, "outputs": {}, "num_rows": {"train": 1}
+}"""
 
 
 class Repository:
@@ -132,8 +136,8 @@ def test_model_config_as_a_folder(repository: Repository) -> None:
     folder = "model_zoo/Toy/config/model_config"
     assert repository.problems(expid="Toy_b") == [
         f"{folder}/a.yaml: Toy_b.dataset_id: missing, this key is required",
-        f"{folder}/b.yaml: Base.batch_size: must be integer, got False",
-        f"{folder}/b.yaml: Toy_b.seed: must be integer, got 'x'",
+        f"{folder}/b.yaml: Base.batch_size: must be an integer, got False",
+        f"{folder}/b.yaml: Toy_b.seed: must be an integer, got 'x'",
     ]
     repository.write("model_zoo/Toy/config/model_config/b.yaml", "Toy_a: {}")
     assert repository.problems() == [
@@ -184,17 +188,43 @@ TRAINING, DATASET = "--set: Toy_a", "--set: tiny"
     [
         # training settings
         ("batch_sise=5", f"{TRAINING}.batch_sise: unknown key, got 5 (did you mean 'batch_size'?)"),
-        ("model=", f"{TRAINING}.model: must be string, got None"),
-        ("dataset_id=5", f"{TRAINING}.dataset_id: must be string, got 5"),
+        ("model=", f"{TRAINING}.model: must be a string, got None"),
+        ("dataset_id=5", f"{TRAINING}.dataset_id: must be a string, got 5"),
         ("monitor_mode=maxx", f"{TRAINING}.monitor_mode: must be 'max' or 'min', got 'maxx' (did you mean 'max'?)"),
-        ("epochs=1.0", f"{TRAINING}.epochs: must be integer, got 1.0"),
-        ("shuffle=1", f"{TRAINING}.shuffle: must be boolean, got 1"),
+        ("epochs=1.0", f"{TRAINING}.epochs: must be an integer, got 1.0"),
+        ("shuffle=1", f"{TRAINING}.shuffle: must be a boolean, got 1"),
         ("seed=4294967296", f"{TRAINING}.seed: must be less than 4294967296, got 4294967296"),
         ("epochs=0", f"{TRAINING}.epochs: must be greater than or equal to 1, got 0"),
         ("learning_rate=.inf", f"{TRAINING}.learning_rate: must be a finite number, got inf"),
         ("metrics=[]", f"{TRAINING}.metrics: must not be empty, got []"),
-        ("metrics=[AUC, 3]", f"{TRAINING}.metrics: must be string, got 3"),
+        ("metrics=[AUC, 3]", f"{TRAINING}.metrics: must be a string, got 3"),
         ("monitor=AUCC", f"{TRAINING}.monitor: unknown metric 'AUCC' (did you mean 'AUC'?); known: "),
+        ("monitor=3", f"{TRAINING}.monitor: must be a string or a dictionary, got 3"),
+        ("monitor={AUC: x}", f"{TRAINING}.monitor: must be a number, got 'x'"),
+        ("monitor={AUC: .nan}", f"{TRAINING}.monitor: must be a finite number, got nan"),
+        (
+            "monitor=logloss",
+            "monitor: a lower logloss is better, but monitor_mode is max: set monitor_mode: min, got 'logloss'",
+        ),
+        (
+            "monitor_mode=min",
+            "monitor: a higher AUC is better, but monitor_mode is min: set monitor_mode: max, got 'AUC'",
+        ),
+        ("monitor={AUC: -1}", "monitor: a higher AUC is better, but monitor_mode is max: set monitor_mode: min"),
+        (
+            "monitor={AUC: 1, logloss: 1}",
+            "a lower logloss is better, but its weight is 1 and monitor_mode is max: change the sign of the weight",
+        ),
+        (
+            "task=regression",
+            "metrics: AUC needs labels 0 and 1, but task is regression: use MSE or MAE, got ['AUC', 'logloss']",
+        ),
+        (
+            "task=regression",
+            "monitor: AUC needs labels 0 and 1, but task is regression: set monitor: MSE and monitor_mode",
+        ),
+        ("min_learning_rate=.inf", f"{TRAINING}.min_learning_rate: must be a finite number, got inf"),
+        ("min_learning_rate=1", f"{TRAINING}.min_learning_rate: must not be above learning_rate (0.001), got 1"),
         ("monitor={gAUC: 1}", f"{TRAINING}.monitor: gAUC is computed within groups: set group_id"),
         ("monitor={AUC: 0}", f"{TRAINING}.monitor: must weight at least one metric, got {{'AUC': 0}}"),
         ("net_regularizer=-1", f"{TRAINING}.net_regularizer: must not be negative or infinite, got -1.0"),
@@ -203,14 +233,53 @@ TRAINING, DATASET = "--set: Toy_a", "--set: tiny"
         ("optimizer=LBFGS", f"{TRAINING}.optimizer: no such optimizer in torch.optim, got 'LBFGS'"),
         ("optimizer=adamw", "no such optimizer in torch.optim (did you mean 'AdamW'?), got 'adamw'"),
         ("loss=mse_los", "loss: no such loss in torch.nn.functional (did you mean 'mse_loss'?), got 'mse_los'"),
+        (
+            "loss=nll_loss",
+            "loss: cannot train one output per row towards a label of 0 or 1: use binary_crossentropy or",
+        ),
+        (
+            "loss=binary_cross_entropy_with_logits",
+            f"{TRAINING}.loss: takes logits, but the output of a binary task is a probability: use binary_crossentropy, got",
+        ),
         ("task=regression", "loss: needs labels and outputs in [0, 1], but task is regression, got 'binary_cross"),
         ("group_id=usr", f"{TRAINING}.group_id: no such column, got 'usr' (did you mean 'user'?)"),
         ("group_id=unused", f"{TRAINING}.group_id: no such column, got 'unused'"),
         ("group_id=price", "group_id: must be a column of type meta or categorical, 'price' is numeric"),
         ("use_features=[user, itm]", f"{TRAINING}.use_features: no such column, got 'itm' (did you mean 'item'?)"),
         ("feature_specs=[{name: [user, itm]}]", "feature_specs: no such column, got 'itm' (did you mean 'item'?)"),
-        ("feature_specs=[{name: {user: 1}}]", "feature_specs: no such column, got '{'user': 1}'"),
-        ("feature_specs=[user]", f"{TRAINING}.feature_specs: must be dictionary, got 'user'"),
+        ("feature_specs=[{name: {user: 1}}]", "feature_specs: no such column, got {'user': 1}"),
+        ("feature_specs=[{name: [[user]]}]", f"{TRAINING}.feature_specs: no such column, got ['user']"),
+        ("feature_specs=[{name: []}]", "feature_specs: each entry needs a 'name', got {'name': []}"),
+        (
+            "feature_specs=[{name: user, embeding_dim: 2}]",
+            f"{TRAINING}.feature_specs: user: unknown key 'embeding_dim' (did you mean 'embedding_dim'?)",
+        ),
+        (
+            "feature_specs=[{name: [user, tags], embedding_dim: 0}]",
+            "feature_specs: user, tags: embedding_dim must be a positive integer, got 0",
+        ),
+        ("feature_specs=[{name: user, max_len: 3}]", "feature_specs: user: 'max_len' is fixed by the stored data"),
+        ("feature_specs=[{name: tags, feature_encoder: {a: 1}}]", "feature_encoder {'a': 1} is not allowed"),
+        (
+            "feature_specs=[{name: user, pretrain_usage: add}]",
+            "pretrain_usage must be one of init, sum, concat, got 'add'",
+        ),
+        ("feature_specs=[{name: user, freeze_emb: 1}]", "freeze_emb must be one of True, False, got 1"),
+        ("feature_specs=[{name: user, source: [a]}]", "source must be a string, got ['a']"),
+        (
+            "feature_specs=[{name: item, share_embedding: [user]}]",
+            "feature_specs: item: share_embedding names ['user'], which is not a feature",
+        ),
+        (
+            "feature_specs=[{name: user, share_embedding: item}]",
+            "feature_specs: user: share_embedding names 'item', which comes later (or is this feature)",
+        ),
+        (
+            "feature_specs=[{name: price, share_embedding: user}]",
+            "share_embedding names 'user': both must be categorical or sequence",
+        ),
+        ("use_features=[user, user]", f"{TRAINING}.use_features: 'user' is named twice"),
+        ("feature_specs=[user]", f"{TRAINING}.feature_specs: must be a dictionary, got 'user'"),
         # model settings
         ("embedding_dim=4.0", f"{TRAINING}.embedding_dim: must be int, got 4.0"),
         ("embedding_dim=0", f"{TRAINING}.embedding_dim: must be at least 1, got 0"),
@@ -225,7 +294,7 @@ TRAINING, DATASET = "--set: Toy_a", "--set: tiny"
         ("scale=true", f"{TRAINING}.scale: must be float | str | list | None, got True"),
         ("model_id=x", f"{TRAINING}.model_id: unknown key, got 'x'"),
         # dataset settings
-        ("feature_cols=3", f"{DATASET}.feature_cols: must be list, got 3"),
+        ("feature_cols=3", f"{DATASET}.feature_cols: must be a list, got 3"),
         ("feature_cols=[user]", f"{DATASET}.feature_cols[0]: must be a mapping of keys, got 'user'"),
         ("feature_cols=[{name: a}]", f"{DATASET}.feature_cols['a'].type: missing, this key is required"),
         (
@@ -244,6 +313,19 @@ TRAINING, DATASET = "--set: Toy_a", "--set: tiny"
         ("feature_cols=[]", "feature_cols: missing, this key is required for data_format csv"),
         ("label_col={name: label, dtyp: int}", f"{DATASET}.label_col[0].dtyp: unknown key, got 'int' (did you mean 'd"),
         ("label_col=[]", f"{DATASET}.label_col: missing, this key is required for data_format csv"),
+        ("feature_cols=[{name: '', type: meta}]", f"{DATASET}.feature_cols[''].name: must not be empty, got ''"),
+        ("label_col={name: ''}", "must not be empty, got ''"),
+        (
+            "feature_cols=[{name: type, type: categorical}]",
+            f"{DATASET}.feature_cols['type'].name: 'type' is an attribute of every torch module, so that no layer can have "
+            "this name: rename the column, as {name: type_, preprocess: copy_from(type)}",
+        ),
+        ("feature_cols=[{name: training, type: numeric}]", "'training' is an attribute of every torch module"),
+        ("feature_cols=[{name: a.b, type: numeric}]", "'a.b' contains a dot, so that no layer can have this name"),
+        ("sep=''", f"{DATASET}.sep: must be one ASCII character (a tab is \"\\t\" in double quotes), got ''"),
+        ("sep=';;'", f"{DATASET}.sep: must be one ASCII character"),
+        ("sep=é", f"{DATASET}.sep: must be one ASCII character"),
+        ("valid_size=x", f"{DATASET}.valid_size: must be a number, got 'x'"),
         ("train_data=", f"{DATASET}.train_data: missing, this key is required"),
         ("train_data=''", f"{DATASET}.train_data: missing, this key is required"),
         ("valid_size=-1", f"{DATASET}.valid_size: must be greater than or equal to 0, got -1"),
@@ -271,7 +353,9 @@ def test_what_is_refused(repository: Repository, override: str, line: str) -> No
         "units=3",
         "odd=[1]",
         "monitor={AUC: 1, logloss: -1}",
+        "monitor={AUC: 1, logloss: 0}",
         "metrics=[AUC, gAUC]",
+        "min_learning_rate=1e-3",
         "loss=bce",
         "optimizer=SGD",
         "embedding_regularizer=l1_l2(1e-3, 1e-4)",
@@ -316,7 +400,7 @@ def test_all_problems_are_reported_at_once(repository: Repository) -> None:
     repository.write("model_zoo/Toy/config/dataset_config.yaml", dump_yaml(own))
     config = "model_zoo/Toy/config"
     assert repository.problems("metrics=[AUCC]", "min_categr_count=0", "group_id=usr") == [
-        f"{config}/model_config.yaml: Base.learning_rate: must be number, got 'fast'",
+        f"{config}/model_config.yaml: Base.learning_rate: must be a number, got 'fast'",
         f"{config}/model_config.yaml: Base.net_dropout: must lie in [0, 1), got 2",
         f"{config}/model_config.yaml: Toy_a.nun_layers: unknown key, got 2 (did you mean 'num_layers'?)",
         *[line for line in repository.problems("metrics=[AUCC]") if line.startswith("--set: Toy_a.metrics: unknown")],
@@ -349,7 +433,73 @@ def test_missing_raw_files(repository: Repository) -> None:
     repository.write("built/tiny/train.h5", "")
     repository.load("train_data=train", "data_format=h5", **required)  # as FuxiCTR names them
     repository.write("built/tiny/manifest.json", "{}")
+    assert len(repository.problems("train_data=gone.csv", **required)) == 1
+    repository.write("built/tiny/manifest.json", MANIFEST)
     repository.load("train_data=gone.csv", **required)  # not needed any more
+
+
+def test_problems_of_the_columns_come_with_all_others(repository: Repository) -> None:
+    own = load_yaml(repository.root / "config/dataset_config/tiny.yaml")
+    columns = own["tiny"]["feature_cols"]
+    columns[0]["share_embedding"] = "tags"
+    columns[1]["fill_na"] = "x"
+    columns[2]["feature_encoder"] = "print()"
+    columns[4]["normalizer"] = "MinMaxScaler"  # of an inactive column, which may be anything
+    own["tiny"] |= {"test_size": 0.5, "test_data": "test.csv", "item_info": "items.csv"}
+    own["tiny"]["label_col"]["preprocess"] = "copy"
+    repository.write("config/dataset_config/tiny.yaml", dump_yaml(own))
+    datasets = "config/dataset_config/tiny.yaml: tiny"
+    later = "'tags' comes later in feature_cols (or is this column): move it before this one"
+    lines = repository.problems("epochs=0", "valid_size=1.5", "use_features=[user, user]")
+    assert [line.partition("; ")[0] for line in lines] == [
+        "--set: Toy_a.epochs: must be greater than or equal to 1, got 0",
+        "--set: tiny.valid_size: must be a fraction below 1 or a number of rows, got 1.5",
+        f"{datasets}.test_size: test_data is given too: keep one of them",
+        f"{datasets}.item_info: needs an active categorical column of source: item, the table's key",
+        f"{datasets}.label_col['label'].preprocess: unknown function 'copy' (did you mean 'copy_from'?)",
+        f"{datasets}.feature_cols['user'].share_embedding: {later}",
+        f"{datasets}.feature_cols['item'].share_embedding: {later}",
+        f"{datasets}.feature_cols['price'].fill_na: must be a number, as dtype is float, got 'x'",
+        f"{datasets}.feature_cols['tags'].feature_encoder: 'print()' is not allowed",
+        "--set: Toy_a.use_features: 'user' is named twice",
+    ]
+    ready = {"data_format": "h5", "feature_cols": [], "label_col": [], "item_info": None}
+    repository.write("config/dataset_config/tiny.yaml", dump_yaml({"tiny": {**own["tiny"], **ready}}))
+    repository.load("valid_size=1.5")  # ready files bring their own columns and splits
+
+
+def test_data_that_is_kept_needs_no_settings_to_build_it(repository: Repository) -> None:
+    lines = repository.problems("rebuild_dataset=false")
+    needed = "needed when rebuild_dataset is false (the files hold ids)"
+    assert lines == [
+        f"config/dataset_config/tiny.yaml: tiny.feature_cols['{name}'].vocab_size: {needed}"
+        for name in ("user", "item", "tags")
+    ]
+    repository.write("built/tiny/manifest.json", MANIFEST)
+    repository.load("rebuild_dataset=false")
+
+
+@pytest.mark.parametrize("key", ["epochs", "unknown", "loss", "optimizer", "feature_cols", "dataset_id", "num_layers"])
+def test_a_huge_value_is_cut(repository: Repository, key: str) -> None:
+    [line] = repository.problems(f"{key}={'x' * 1000}")
+    assert "got 'xxx" in line and "xxx ..." in line and line.count("x") < 110
+
+
+@pytest.mark.parametrize("task", ["binary_classification", "regression"])
+def test_losses(repository: Repository, task: str) -> None:
+    """Of all the losses of torch, those that lead one output per row to its label."""
+    fit = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
+    fit |= {"binary_cross_entropy"} if task == "binary_classification" else {"poisson_nll_loss"}
+    names = [name for name in dir(functional) if name.endswith(("loss", "entropy", "with_logits", "kl_div"))]
+    assert len(names) > 15
+    settings = ["task=regression", "metrics=[MSE, MAE]", "monitor=MSE", "monitor_mode=min"]
+    for name in names:
+        overrides = [f"loss={name}", *(settings if task == "regression" else [])]
+        if name in fit:
+            repository.load(*overrides)
+        else:
+            [line] = repository.problems(*overrides)
+            assert line.startswith("--set: Toy_a.loss: ") and line.endswith(f", got '{name}'")
 
 
 @pytest.mark.parametrize(
@@ -420,8 +570,10 @@ def test_the_model_folder(repository: Repository, tmp_path: Path) -> None:
     experiment = repository.load(zoo=repository.zoo)
     assert (experiment.root, experiment.dataset.data_root) == (repository.root, "./built/")
     assert repository.problems() == [
-        f"{elsewhere}/model_config.yaml: Base.model: no model folder, got 'Toy'; known: none",
-        f"{elsewhere}/model_config.yaml: Toy_a.dataset_id: unknown dataset, got 'tiny'; known: none",
+        f"{elsewhere}/model_config.yaml: Base.model: no model folder, got 'Toy'; {elsewhere.parent}/model_zoo has none: "
+        "name it with --zoo FOLDER",
+        f"{elsewhere}/model_config.yaml: Toy_a.dataset_id: unknown dataset, got 'tiny'; there is no "
+        f"{elsewhere}/dataset_config.yaml or {elsewhere.parent}/config/dataset_config/*.yaml",
     ]
 
 
@@ -511,7 +663,7 @@ def test_config_hash_ignores_where_things_lie(repository: Repository, tmp_path: 
         ),
         ("net_regularizer=l2(1e-5)", "feature_specs=[{name: user, embedding_dim: 2}]", "name='1e-3'", "rate=.inf"),
         ("feature_cols=[{name: 'on', type: sequence, splitter: null}, {name: '1', type: numeric, fill_na: 0}]",),
-        ("valid_size=0.1", "test_size=5", "hidden_units=[4, 2]", "anything={a: [1, null]}", "sep='\\t'"),
+        ("valid_size=0.1", "test_size=5", "hidden_units=[4, 2]", "anything={a: [1, null]}", 'sep="\\t"'),
     ],
 )
 def test_a_run_directory_holds_the_whole_experiment(repository: Repository, overrides: tuple[str, ...]) -> None:

@@ -205,6 +205,15 @@ def test_refused_encoders(tmp_path: Path, encoder: Any) -> None:
         load(tmp_path, feature_specs=[{"name": "history", "feature_encoder": encoder}])
 
 
+def test_a_shared_table_must_have_the_same_ids(tmp_path: Path) -> None:
+    path = write(tmp_path, {"item": ITEM, "other": {**ITEM, "vocab_size": 11}})
+    specs = [{"name": "other", "share_embedding": "item"}]
+    with pytest.raises(
+        ConfigError, match=r"share_embedding names 'item', which has 10 ids and not 11: share it in feat"
+    ):
+        load_feature_map(path, "tiny", {"feature_specs": specs})
+
+
 def test_encoder_hint() -> None:
     assert "did you mean 'layers.MaskedSumPooling'?" in str(feature_encoder_problem("layers.MaskedSumPoling()"))
 
@@ -212,13 +221,13 @@ def test_encoder_hint() -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"use_features": ["item", "prise"]}, r"use_features: 'prise' is not a feature .*\(did you mean 'price'\?\)"),
+        ({"use_features": ["item", "prise"]}, r"use_features: no such column, got 'prise' \(did you mean 'price'\?\)"),
         ({"use_features": ["item", "item"]}, "use_features: 'item' is named twice"),
         ({"group_id": "usr"}, r"group_id: 'usr' is not a column of the dataset \(did you mean 'user'\?\)"),
         ({"group_id": "price"}, "group_id: 'price' is of type numeric, it must be meta or categorical"),
         (
             {"feature_specs": [{"name": "itm", "embedding_dim": 4}]},
-            r"feature_specs: 'itm' is not .*did you mean 'item'",
+            r"feature_specs: no such column, got 'itm' \(did you mean 'item'\?\)",
         ),
         ({"feature_specs": [{"embedding_dim": 4}]}, "feature_specs: each entry needs a 'name'"),
         ({"feature_specs": [{"name": "item", "embeding_dim": 4}]}, "unknown key 'embeding_dim'.*did you mean"),
@@ -228,6 +237,13 @@ def test_encoder_hint() -> None:
         ),
         ({"feature_specs": [{"name": "item", "vocab_size": 4}]}, "'vocab_size' is fixed by the stored data"),
         ({"feature_specs": [{"name": "item", "share_embedding": "x"}]}, "share_embedding names 'x', which is not"),
+        ({"feature_specs": [{"name": [["item"], {"a": 1}]}]}, r"no such column, got \['item'\]"),
+        ({"feature_specs": [{"name": "item", "share_embedding": "item"}]}, "'item', which comes later"),
+        ({"feature_specs": [{"name": "item", "share_embedding": "history"}]}, "'history', which comes later"),
+        (
+            {"feature_specs": [{"name": "item", "feature_encoder": {"a": 1}}]},
+            r"feature_encoder {'a': 1} is not allowed",
+        ),
     ],
 )
 def test_wrong_parameters(tmp_path: Path, params: dict[str, Any], message: str) -> None:
@@ -246,6 +262,23 @@ def test_wrong_parameters(tmp_path: Path, params: dict[str, Any], message: str) 
         (json.dumps(stored({"a": {"type": "text"}})), "feature 'a': type 'text' is not one of"),
         (json.dumps(stored({"a": {"type": "categorical"}})), "vocab_size must be a positive integer, got None"),
         (json.dumps(stored({"a": {**HISTORY, "max_len": 0}})), "max_len must be a positive integer, got 0"),
+        (json.dumps(stored(labels=None)), "'labels' must name the label columns, got None: delete the folder"),
+        (json.dumps(stored(labels=[3])), r"'labels' must name the label columns, got \[3\]"),
+        (json.dumps(stored(labels=[])), r"'labels' must name the label columns, got \[\]"),
+        (json.dumps(stored({"a": {**ITEM, "embedding_dim": 0}})), "embedding_dim must be a positive integer, got 0"),
+        (
+            json.dumps(stored({"a": {**ITEM, "embedding_dim": 4.5}})),
+            "embedding_dim must be a positive integer, got 4.5",
+        ),
+        (json.dumps(stored({"a": {**ITEM, "pretrain_dim": "8"}})), "pretrain_dim must be a positive integer, got '8'"),
+        (json.dumps(stored({"a": {**ITEM, "share_embedding": ["b"]}})), "must name an earlier feature, got \\['b'\\]"),
+        (
+            json.dumps(stored({"a": {**ITEM, "share_embedding": "b"}, "b": ITEM})),
+            "must name an earlier feature, got 'b'",
+        ),
+        (json.dumps(stored({"a": {**ITEM, "share_embedding": "a"}})), "must name an earlier feature, got 'a'"),
+        (json.dumps(stored(item_key=["a"])), "dataset_id, item_key and group_id must be names"),
+        ("[" * 100_000, "damaged or truncated JSON"),
         (json.dumps(stored(dataset_id="other")), "it belongs to dataset_id 'other', not 'tiny'"),
     ],
 )

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import ctrbench.manifest
 import ctrbench.preprocess
 import ctrbench.rawdata
+from ctrbench.columns import draft_feature_map
 from ctrbench.errors import ConfigError, CtrbenchError, DataError
 from ctrbench.features import load_feature_map
 from ctrbench.preprocess import build_dataset
@@ -482,6 +483,33 @@ def test_newer_format_is_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "format version 99" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"sources": []},
+        {"sources": {"train": [1]}},
+        {"sources": {"train": 1}},
+        {"sources": {"train": [{"path": "x", "size": 1, "mtime_ns": 1}]}},
+        {"outputs": [1]},
+        {"outputs": {"train.h5": "1"}},
+        {"num_rows": [1]},
+        {"num_rows": {"train": None}},
+        {"data_hash": 1},
+        {"settings_hash": None},
+    ],
+    ids=repr,
+)
+def test_a_manifest_of_another_shape_is_none(tmp_path: Path, damage: dict[str, Any]) -> None:
+    write(tmp_path)
+    built = build_dataset(section(), root=tmp_path)
+    path = built.path / "manifest.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | damage))
+    assert ctrbench.manifest.read(built.path) is None
+    assert build_dataset(section(), root=tmp_path) == built  # built anew
+    assert ctrbench.manifest.read(built.path) is not None
+
+
 @pytest.mark.parametrize("function", ["fit", "encode", "_write_vocabulary"])
 def test_interrupted_build_is_not_taken_for_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
@@ -643,7 +671,39 @@ RAW_PROBLEMS = [
     ("item,click\n,1\n", {"feature_cols": [column("item", "embedding", "float")]}, "of type embedding holds no vector"),
     ("item,click\na,1\n", {"valid_size": 0.5}, "1 rows cannot give 0 rows of validation and 0 of test"),
     ('item,click\n"a,1\n', {}, "train.csv: cannot be read|no rows"),
+    ("item,click\na,1\nb,1e39\n", {}, r"row 2, column 'click': 1e\+39 is beyond 32-bit numbers \(3.4e\+38\): correct"),
+    (
+        "item,click\n3,1\n-1e39,0\n",
+        {"feature_cols": [column("item", "numeric", "float", normalizer="StandardScaler")]},
+        r"row 2, column 'item': -1e\+39 is beyond 32-bit numbers",
+    ),
+    ("item,click,item\na,1,b\n", {}, "train.csv: column 'item' is named twice in the header: rename or remove one"),
+    ("item,click,click,click\na,1,0,1\n", {}, "train.csv: column 'click' is named twice in the header"),
+    ("item\na\n", {}, r"train.csv: column 'click' is missing: correct the name in dataset_config$"),
+    (
+        "click\n1\n",
+        {},
+        r"column 'item' is missing: correct the name in dataset_config or set the column active: false$",
+    ),
 ]
+
+
+def test_a_draft_of_the_feature_map(tmp_path: Path) -> None:
+    """It knows what the settings tell; the lengths of sequences and vectors once the data is built from them."""
+    write(tmp_path, text="item,tags,image,click\na,1^2^3^4,0.5^1.5,1\nb,2,1^1,0\n")
+    columns = [ITEM, column("tags", "sequence", share_embedding="item"), column("image", "embedding", "float")]
+    dataset, params = section(feature_cols=columns), {"embedding_dim": 5, "task": "binary_classification"}
+
+    def lengths(dataset: DatasetConfig) -> tuple[int, int]:
+        draft = draft_feature_map(dataset, tmp_path / "data/tiny", params)
+        assert draft is not None and draft.labels == ["click"] and list(draft.features) == ["item", "tags", "image"]
+        assert draft.features["tags"]["share_embedding"] == "item" and draft.features["item"]["vocab_size"] == 8
+        return draft.features["tags"]["max_len"], draft.features["image"]["pretrain_dim"]
+
+    assert lengths(dataset) == (3, 5)
+    build_dataset(dataset, root=tmp_path)
+    assert lengths(dataset) == (4, 2)
+    assert lengths(section(feature_cols=columns, min_categr_count=2)) == (3, 5)
 
 
 @pytest.mark.parametrize(("text", "changes", "message"), RAW_PROBLEMS)
@@ -687,6 +747,56 @@ def test_missing_files(tmp_path: Path) -> None:
         build_dataset(section(train_data="empty"), root=tmp_path)
     with pytest.raises(DataError, match=r"train.csv: cannot be read: .*check data_format"):
         build_dataset(section(data_format="parquet"), root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["item,click,x,x\na,1,b,c\n", "item,click,,\na,1,b,c\n", "item,click,x_duplicated_0\na,1,b\n"]
+)
+def test_names_that_nothing_reads_may_be_repeated(tmp_path: Path, text: str) -> None:
+    write(tmp_path, text=text)
+    assert build_dataset(section(), root=tmp_path).num_rows == {"train": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("categorical", pl.Series([b"a", b"\xff"])),
+        ("numeric", pl.Series([b"a", b"b"])),
+        ("categorical", pl.Series([1, 2], dtype=pl.Duration)),
+        ("meta", pl.Series([{"a": 1}, {"a": 2}])),
+        ("sequence", pl.Series([[["a"]], [["b"]]])),
+        ("sequence", pl.Series([[b"a"], [b"\xff"]])),
+        ("embedding", pl.Series([[[1.0]], [[2.0]]], dtype=pl.Array(pl.Float32, (1, 1)))),
+    ],
+    ids=["bytes", "bytes as numbers", "durations", "records", "nested lists", "lists of bytes", "matrices"],
+)
+def test_parquet_types_that_no_column_takes(tmp_path: Path, kind: str, values: pl.Series) -> None:
+    pl.DataFrame({"item": values, "click": [1, 0]}).write_parquet(tmp_path / "train.parquet")
+    columns = [column("item", kind, "float" if kind in ("numeric", "embedding") else "str")]
+    dataset = section(data_format="parquet", train_data="train.parquet", feature_cols=columns)
+    with pytest.raises(
+        DataError, match=r"train.parquet: column 'item' holds \w+.*: it must hold text, numbers, dates"
+    ) as e:
+        build_dataset(dataset, root=tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_what_polars_says_of_a_block_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise pl.exceptions.ComputeError("first line\nsecond line")
+
+    write(tmp_path)
+    monkeypatch.setattr(ctrbench.rawdata, "_typed", fail)
+    with pytest.raises(DataError, match=r"train.csv: cannot be read: first line: check data_format, sep and the file"):
+        build_dataset(section(), root=tmp_path)
+
+
+def test_a_decimal_with_a_fraction_is_no_integer(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"item": ["3", "1.5"], "click": [1, 0]}).with_columns(pl.col("item").cast(pl.Decimal(10, 1)))
+    frame.write_parquet(tmp_path / "train.parquet")
+    dataset = section(data_format="parquet", train_data="train.parquet", feature_cols=[column("item", dtype="int")])
+    with pytest.raises(DataError, match=r"row 2, column 'item': Decimal\('1.5'\) is not an integer"):
+        build_dataset(dataset, root=tmp_path)
 
 
 def test_lists_need_type_sequence(tmp_path: Path) -> None:
@@ -735,12 +845,16 @@ CONFIG_PROBLEMS = [
     ({"valid_size": 0.1, "valid_data": "v.csv"}, "valid_size: valid_data is given too"),
     ({"test_size": 5, "test_data": "t.csv"}, "test_size: test_data is given too"),
     ({"valid_size": 1.5}, "a fraction below 1 or a number of rows, got 1.5"),
-    ({"valid_size": 0.6, "test_size": 0.5}, "must be below 1"),
-    ({"feature_cols": []}, "no active column"),
+    ({"valid_size": 0.6, "test_size": 0.5}, r"valid_size: valid_size \+ test_size must be below 1, got 1.1"),
+    ({"feature_cols": []}, "feature_cols: missing, this key is required for data_format csv"),
+    ({"feature_cols": [{**ITEM, "active": False}]}, "feature_cols: no active column"),
     ({"label_col": []}, "label_col: missing"),
-    ({"feature_cols": [ITEM, ITEM]}, "column 'item' is defined twice"),
-    ({"label_col": {"name": "click", "preprocess": "copy"}}, "label_col.click.preprocess: unknown function 'copy'"),
-    ({"label_col": {"name": "click", "fill_na": "x"}}, "label_col.click.fill_na: must be a number"),
+    ({"feature_cols": [ITEM, ITEM]}, "column 'item' is listed more than once"),
+    (
+        {"label_col": {"name": "click", "preprocess": "copy"}},
+        r"label_col\['click'\].preprocess: unknown function 'copy'",
+    ),
+    ({"label_col": {"name": "click", "fill_na": "x"}}, r"label_col\['click'\].fill_na: must be a number"),
     (
         {"feature_cols": [{**ITEM, "preprocess": "convert_to_buckt"}]},
         r"unknown function 'convert_to_buckt' \(did you mean 'convert_to_bucket'\?\)",

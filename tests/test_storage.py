@@ -180,6 +180,25 @@ def test_truncated_file(tmp_path: Path) -> None:
         open_split(path, make_map())
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_damage_anywhere_is_one_line(tmp_path: Path, verify: bool) -> None:
+    """64 flipped bytes at 200 places: in the H5 structures, in attributes, in the columns."""
+    path = write(tmp_path / "train.h5", [make_rows(50)])
+    whole = path.read_bytes()
+    refused = 0
+    for start in range(0, len(whole), max(1, len(whole) // 200)):
+        damaged = bytes(255 - b for b in whole[start : start + 64])
+        path.write_bytes(whole[:start] + damaged + whole[start + 64 :])
+        try:
+            with open_split(path, make_map(), verify=verify) as split:
+                for name in split.columns:
+                    split.read(name)
+        except DataError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            refused += 1
+    assert refused > (100 if verify else 20)
+
+
 def test_flipped_byte(tmp_path: Path) -> None:
     path = write(tmp_path / "train.h5", [make_rows(500)])
     with h5py.File(path, "r+") as file:
