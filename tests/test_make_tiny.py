@@ -89,12 +89,46 @@ def test_too_few_rows(tmp_path):
         make_tiny.make_tiny_ctr(tmp_path, rows=59)
 
 
-def test_command_line(tmp_path):
+def run(arguments, folder):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, ROOT / "data" / "make_tiny.py", "--output", tmp_path / "out", "--rows"]
-    done = subprocess.run([*command, "600"], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    command = [sys.executable, ROOT / "data" / "make_tiny.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+
+
+def test_command_line(tmp_path):
+    command = ["--dataset", "tiny_ctr", "--output", tmp_path / "out", "--rows"]
+    done = run([*command, "600"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "train 400 rows, valid 100 rows, test 100 rows" in done.stdout
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["test.csv", "train.csv", "valid.csv"]
-    refused = subprocess.run([*command, "5"], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    refused = run([*command, "5"], tmp_path)
     assert refused.returncode == 2 and "60 are the fewest" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_command_line_of_tiny_mm(tmp_path, capsys):
+    command = ["--dataset", "tiny_mm", "--output", str(tmp_path), "--rows", "800", "--items", "50", "--tags", "30"]
+    assert make_tiny.main(command) == 0
+    assert f"{tmp_path}: train 600 rows, valid 100 rows, test 100 rows" in capsys.readouterr().out
+    assert pl.read_parquet(tmp_path / "item_info.parquet").height == 51
+
+
+def test_without_arguments_both_are_written(tmp_path, capsys, monkeypatch):
+    makers = {name: (make, tmp_path / name, accepted) for name, (make, _, accepted) in make_tiny.MAKERS.items()}
+    monkeypatch.setattr(make_tiny, "MAKERS", makers)
+    start = time.perf_counter()
+    assert make_tiny.main([]) == 0
+    assert time.perf_counter() - start < 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny_ctr", "tiny_mm"]
+    assert "tiny_mm: train 24,000 rows, valid 4,000 rows, test 4,000 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--rows", "600"], "--rows: is meant for one data set: add --dataset tiny_ctr or --dataset tiny_mm"),
+        (["--dataset", "tiny_ctr", "--items", "50"], "--items: tiny_ctr has no such option: leave it out, or use"),
+    ],
+)
+def test_options_of_one_data_set(arguments, message, capsys):
+    assert make_tiny.main(arguments) == 2
+    assert message in capsys.readouterr().err
