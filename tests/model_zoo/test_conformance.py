@@ -17,11 +17,13 @@ from ctrbench.batches import Batches
 from ctrbench.checkpoint import load_weights, save_weights
 from ctrbench.config import Experiment, list_expids, load_experiment
 from ctrbench.errors import ConfigError
+from ctrbench.items import key_column
 from ctrbench.metrics import evaluate_metrics
 from ctrbench.trainer import Trainer
 from ctrbench.zoo import build_model, load_model_class
 
 ROOT = Path(__file__).resolve().parents[2]
+HISTORY = "item_seq"
 ZOO = sorted(path.parent for path in (ROOT / "model_zoo").glob("*/src"))
 EXPIDS = [(zoo, expid) for zoo in ZOO for expid in list_expids(zoo / "config")]
 each_folder = pytest.mark.parametrize("zoo", ZOO, ids=lambda zoo: zoo.name)
@@ -31,18 +33,32 @@ def open_experiment(zoo: Path, expid: str, *overrides: str) -> Experiment:
     return load_experiment(zoo / "config", expid, zoo, ("verbose=0", *overrides), is_data_required=False)
 
 
+def tiny(zoo: Path) -> str:
+    """The folder's experiment on tiny data."""
+    return next(e for e in list_expids(zoo / "config") if e in (f"{zoo.name}_tiny", f"{zoo.name}_tiny_mm"))
+
+
 def make_feature_map(experiment: Experiment) -> FeatureMap:
-    """The dataset's fields with small vocabularies."""
+    """The dataset's fields with small vocabularies, and a small item table where it has one."""
     feature_map = FeatureMap(experiment.dataset.dataset_id, "unused")
+    key = key_column(experiment.dataset)
     for i, column in enumerate(c for c in experiment.dataset.feature_cols if c.active):
         spec: dict[str, Any] = {"source": column.source, "type": column.type}
         if column.type in ("categorical", "sequence"):
             spec |= {"padding_idx": 0, "vocab_size": 12 + i}
         if column.type == "sequence":
             spec |= {"max_len": column.max_len or 3, "feature_encoder": column.encoder}
+        if column.type == "embedding":
+            spec |= {"embedding_dim": experiment.model_params["embedding_dim"], "pretrain_dim": 6}
+        if column.type == "meta" and key is not None and column.name == HISTORY:
+            spec |= {"max_len": 100}
         feature_map.features[column.name] = spec
     feature_map.labels = [column.name for column in experiment.dataset.label_col]
     feature_map.num_fields = feature_map.get_num_fields()
+    if key is not None:
+        items = [name for name, spec in feature_map.features.items() if spec["source"] == "item"]
+        table = make_columns(feature_map, feature_map.features[key.name]["vocab_size"], items)
+        feature_map.item_key, feature_map.item_table = key.name, {**table, key.name: torch.arange(len(table[key.name]))}
     return feature_map
 
 
@@ -53,16 +69,29 @@ def make_model(experiment: Experiment, seed: int = 0) -> BaseModel:
     return build_model(model_class, make_feature_map(experiment), params, experiment.source)
 
 
-def make_columns(feature_map: FeatureMap, rows: int) -> dict[str, torch.Tensor]:
+def make_columns(feature_map: FeatureMap, rows: int, names: list[str] | None = None) -> dict[str, torch.Tensor]:
+    """Random columns `names`; by default those of a split, with its label."""
     generator = torch.Generator().manual_seed(0)
+    key = getattr(feature_map, "item_key", None)
     columns = {}
-    for name, spec in feature_map.features.items():
+    for name in names or feature_map.features:
+        spec = feature_map.features[name]
+        if names is None and key is not None and spec["source"] == "item" and name != key:
+            continue  # it lives in the item table
         if spec["type"] == "numeric":
             columns[name] = torch.randn(rows, generator=generator)
+        elif spec["type"] == "embedding":
+            columns[name] = torch.randn(rows, spec["pretrain_dim"], generator=generator)
+        elif spec["type"] == "meta" and "max_len" in spec:
+            size = feature_map.features[key]["vocab_size"]
+            history = torch.randint(1, size, (rows, spec["max_len"]), generator=generator, dtype=torch.int32)
+            lengths = torch.randint(0, 9, (rows, 1), generator=generator)
+            columns[name] = history * (torch.arange(spec["max_len"]) >= spec["max_len"] - lengths)
         elif spec["type"] != "meta":
             shape = (rows, spec["max_len"]) if spec["type"] == "sequence" else (rows,)
             columns[name] = torch.randint(1, spec["vocab_size"], shape, generator=generator, dtype=torch.int32)
-    columns[feature_map.labels[0]] = (torch.rand(rows, generator=generator) < 0.5).float()
+    if names is None:
+        columns[feature_map.labels[0]] = (torch.rand(rows, generator=generator) < 0.5).float()
     return columns
 
 
@@ -96,7 +125,7 @@ def test_every_experiment_builds_and_trains_every_parameter(zoo: Path, expid: st
 
 @each_folder
 def test_batch_of_one(zoo: Path) -> None:
-    model = make_model(open_experiment(zoo, f"{zoo.name}_tiny"))
+    model = make_model(open_experiment(zoo, tiny(zoo)))
     model.eval()
     output = model(one_batch(model.feature_map, 1))["y_pred"]
     assert output.shape == (1, 1) and 0 < output.item() < 1
@@ -104,7 +133,7 @@ def test_batch_of_one(zoo: Path) -> None:
 
 @each_folder
 def test_same_seed_same_weights(zoo: Path) -> None:
-    experiment = open_experiment(zoo, f"{zoo.name}_tiny")
+    experiment = open_experiment(zoo, tiny(zoo))
     first, second, other = make_model(experiment, 3), make_model(experiment, 3), make_model(experiment, 4)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
@@ -112,7 +141,7 @@ def test_same_seed_same_weights(zoo: Path) -> None:
 
 @each_folder
 def test_save_and_load(zoo: Path, tmp_path: Path) -> None:
-    experiment = open_experiment(zoo, f"{zoo.name}_tiny")
+    experiment = open_experiment(zoo, tiny(zoo))
     model, other = make_model(experiment, 1), make_model(experiment, 2)
     save_weights(tmp_path / "weights.safetensors", model)
     load_weights(tmp_path / "weights.safetensors", other)
@@ -122,7 +151,7 @@ def test_save_and_load(zoo: Path, tmp_path: Path) -> None:
 
 @each_folder
 def test_overfits_64_rows(zoo: Path) -> None:
-    experiment = open_experiment(zoo, f"{zoo.name}_tiny", "embedding_regularizer=0", "learning_rate=1e-2")
+    experiment = open_experiment(zoo, tiny(zoo), "embedding_regularizer=0", "learning_rate=1e-2")
     model = make_model(experiment)
     trainer = Trainer(model, experiment.training)
     batches = Batches(make_columns(model.feature_map, 64), 64)
@@ -136,12 +165,12 @@ def test_overfits_64_rows(zoo: Path) -> None:
 @each_folder
 def test_unknown_key_is_refused(zoo: Path) -> None:
     with pytest.raises(ConfigError, match=r"embeding_dim: unknown key, got 4 \(did you mean 'embedding_dim'\?\)"):
-        open_experiment(zoo, f"{zoo.name}_tiny", "embeding_dim=4")
+        open_experiment(zoo, tiny(zoo), "embeding_dim=4")
 
 
 @each_folder
 def test_runs_in_stock_fuxictr(zoo: Path, tmp_path: Path) -> None:
-    experiment = open_experiment(zoo, f"{zoo.name}_tiny")
+    experiment = open_experiment(zoo, tiny(zoo), "metrics=[AUC, logloss]", "group_id=null")
     model_class = load_model_class(zoo, zoo.name)
     params = {**experiment.flat(), "gpu": -1, "model_id": "stock", "model_root": str(tmp_path), "verbose": 0}
     model = model_class(make_feature_map(experiment), **params)
