@@ -37,7 +37,6 @@ EXPIDS = (
 def evaluate(expid: str, seed: int, model_root: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     """Train one experiment; its validation metrics and its test AUC."""
     import polars as pl
-    import torch
 
     from ctrbench.config import load_experiment
     from ctrbench.metrics import evaluate_metrics
@@ -52,7 +51,7 @@ def evaluate(expid: str, seed: int, model_root: Path, overrides: tuple[str, ...]
     _, data, feature_map, trainer = load_trained(experiment.run_dir)
     y_pred = trainer.predict(open_batches(experiment, data, feature_map, "test", trainer))
     raw = experiment.root / str(experiment.dataset.test_data)
-    labels = torch.from_numpy(pl.read_parquet(raw.with_name("test_labels.parquet"))["label"].to_numpy()).float()
+    labels = pl.read_parquet(raw.with_name("test_labels.parquet"))["label"].to_torch().float()
     return {
         "expid": expid,
         "seed": seed,

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -82,3 +83,12 @@ def test_links_and_paths_exist() -> None:
 def test_scripts_that_the_readme_names_exist() -> None:
     for script in set(re.findall(r"(?:model_zoo|data|benchmarks)/[\w/]+\.py", README)):
         assert (ROOT / script).is_file(), script
+
+
+def test_the_speed_tables_are_those_of_the_results() -> None:
+    script = load_script(ROOT / "benchmarks" / "speed" / "fill_readme.py")
+    page = (ROOT / "benchmarks" / "speed" / "README.md").read_text(encoding="utf-8")
+    assert script.filled(page) == page
+    ratios = re.findall(r"\*\*([\d.]+x)\*\*", page)
+    shown = README.partition("| what | against |")[2].partition("## Tests")[0]
+    assert ratios and all(ratio in shown for ratio in ratios)

@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         report = _compare(Path(name), options.rows, options.threads, options.repeats)
     write_report(options.output, report)
-    print(_table(report))
+    print(to_markdown(report))
 
 
 def write_criteo_shaped(folder: Path, rows: int, seed: int = 2024) -> int:
@@ -177,7 +177,7 @@ def _count_equal(folder: Path) -> dict[str, Any]:
     return {"cells": cells, "equal": equal, "all_equal": cells == equal, "same_feature_map": maps[0] == maps[1]}
 
 
-def _table(report: dict[str, Any]) -> str:
+def to_markdown(report: dict[str, Any]) -> str:
     ids = report["equal_ids"]
     rows = [
         [side, f"{run['seconds']:.2f}", f"{run['rows_per_second']:,.0f}", f"{run['peak_mib']:,.0f}"]
