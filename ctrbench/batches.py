@@ -8,7 +8,7 @@ one `index_select` each and an ordered one is a slice. The tensors of a batch ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +114,10 @@ class Batches:
         """All rows of one column in file order, (N,) or (N, width), a view."""
         return self._view(name, self._ids, self._reals)
 
+    def rows(self, numbers: Sequence[int]) -> Batch:
+        """The rows of these numbers, counted in file order, as a batch."""
+        return self._batch(self._ids[list(numbers)], self._reals[list(numbers)])
+
     def at(self, epoch: int, first_batch: int = 0) -> Batches:
         """Set the epoch that the next iteration yields, and the batch that it starts from."""
         self.epoch, self.first_batch = epoch, first_batch
@@ -129,16 +133,16 @@ class Batches:
             else:
                 rows = order[start:stop]
                 ids, reals = self._ids.index_select(0, rows), self._reals.index_select(0, rows)
-            batch = {name: self._view(name, ids, reals) for name in self._layout}
-            if self._items:
-                batch.update(self._of_items(batch))
-            yield batch
+            yield self._batch(ids, reals)
         self.epoch += 1
 
-    def _of_items(self, batch: Batch) -> Batch:
-        key, *features = self._items
-        rows = batch[key].long()
-        return {name: self._items[name].index_select(0, rows) for name in features}
+    def _batch(self, ids: Tensor, reals: Tensor) -> Batch:
+        batch = {name: self._view(name, ids, reals) for name in self._layout}
+        if self._items:
+            key, *features = self._items
+            rows = batch[key].long()
+            batch.update({name: self._items[name].index_select(0, rows) for name in features})
+        return batch
 
     def _order(self, epoch: int) -> Tensor:
         # Drawn on the CPU, so that a seed means the same order on every device.

@@ -22,18 +22,18 @@ def overrides(model: nn.Module, name: str) -> bool:
     return own is not None and own is not getattr(BaseModel, name)
 
 
-def task_loss(model: BaseModel, batch: Batch) -> Tensor:
-    """The loss without penalties, by `add_loss(return_dict, y_true)` or by FuxiCTR 2.0's `add_loss(inputs)`."""
-    if takes_inputs(model):
+def task_loss(model: BaseModel, batch: Batch, is_old: bool) -> Tensor:
+    """The loss without penalties, by `add_loss(return_dict, y_true)` or, if `is_old`, by FuxiCTR 2.0's `add_loss(inputs)`."""
+    if is_old:
         loss: Tensor = model.add_loss(batch)
     else:
         loss = model.add_loss(model.forward(batch), model.get_labels(batch))
     return loss
 
 
-def plain_step(model: BaseModel, batch: Batch) -> Tensor:
-    """One step of the model's own loop."""
-    if overrides(model, "train_step") or overrides(model, "compute_loss") or not takes_inputs(model):
+def plain_step(model: BaseModel, batch: Batch, is_old: bool) -> Tensor:
+    """One step of the model's own loop; `is_old` as for `task_loss`."""
+    if overrides(model, "train_step") or overrides(model, "compute_loss") or not is_old:
         loss: Tensor = model.train_step(batch)
         return loss
     # FuxiCTR's step, which no longer knows the signature of 2.0.

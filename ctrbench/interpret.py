@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ctrbench.batches import Batches
 from ctrbench.errors import ConfigError, DataError
 from ctrbench.files import atomic_path, write_json
 from ctrbench.run import load_trained, open_batches
@@ -48,7 +47,7 @@ def plot_run(
         if not 0 <= row < batches.num_rows:
             raise DataError(f"--rows {row}: the {split} split has rows 0 to {batches.num_rows - 1}")
     fields = [name for name, spec in feature_map.features.items() if spec["type"] != "meta"]
-    batch = _rows_of(batches, rows)
+    batch = batches.rows(rows)
     model.eval()
     interactions = {layer: x.cpu().numpy() for layer, x in model.field_interactions().items()}
     activity = {layer: x.cpu().numpy() for layer, x in model.mask_activity(batch).items()}
@@ -69,10 +68,6 @@ def plot_run(
     }
     write_json(paths[2], json.loads(json.dumps(numbers)))
     return paths
-
-
-def _rows_of(batches: Batches, rows: Sequence[int]) -> dict[str, Any]:
-    return {name: batches.column(name)[list(rows)] for name in batches.names}
 
 
 def _plot_interactions(interactions: dict[str, np.ndarray], fields: list[str], title: str, path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from fuxictr.pytorch.torch_utils import get_device, seed_everything
 
 import ctrbench
-from ctrbench.batches import Batch, Batches, load_items
+from ctrbench.batches import Batches, load_items
 from ctrbench.checkpoint import load_checkpoint, load_weights
 from ctrbench.config import Experiment, load_run
 from ctrbench.embedding import embedding_parameters
@@ -71,7 +71,7 @@ def run(experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str
             for split in data.splits
         }
         _check_labels(experiment, data, feature_map, batches)
-        trainer.probe(first_rows(batches["train"]))
+        trainer.probe(batches["train"].rows(range(min(8, batches["train"].num_rows))))
         run_dir = experiment.run_dir
         with _exclusive(run_dir):
             is_resumed = not fresh and _can_resume(experiment, data)
@@ -216,11 +216,6 @@ def count_parameters(trainer: Trainer) -> dict[str, int]:
     total = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     embedding = sum(p.numel() for p in embedding_parameters(trainer.model))
     return {"total": total, "embedding": embedding, "network": total - embedding}
-
-
-def first_rows(batches: Batches, count: int = 8) -> Batch:
-    """A batch of the first rows of a split."""
-    return {name: values[:count] for name, values in next(iter(batches.at(0))).items()}
 
 
 def _check_labels(

@@ -97,6 +97,7 @@ class Trainer:
         self.on_evaluation = on_evaluation or (lambda history: None)
         self.progress = Progress()
         self.monitor = {settings.monitor: 1} if isinstance(settings.monitor, str) else settings.monitor
+        self._has_old_add_loss = hooks.takes_inputs(model)
         self.uses_fast_path = use_fast_path and _keeps_stock_loop(model, settings)
         if self.uses_fast_path:
             merge_embeddings(model)
@@ -149,9 +150,9 @@ class Trainer:
         """
         model = self.model
         if not self.uses_fast_path:
-            return hooks.plain_step(model, batch).detach()
+            return hooks.plain_step(model, batch, self._has_old_add_loss).detach()
         model.optimizer.zero_grad()
-        loss = hooks.task_loss(model, batch)
+        loss = hooks.task_loss(model, batch, self._has_old_add_loss)
         loss.backward()
         penalty: Tensor = model.optimizer.step()
         return loss.detach() + penalty

@@ -111,6 +111,9 @@ def test_batches_carry_ids_or_the_target_items_features(tmp_path: Path) -> None:
     (batch,) = Batches.from_file(folder.splits["train"], feature_map, 8, items=table)
     assert batch["item_tags"].tolist() == [[5, 6], [0, 4], [0, 2]]
     torch.testing.assert_close(batch["item_emb"], table["item_emb"][[1, 4, 2]])
+    picked = Batches.from_file(folder.splits["train"], feature_map, 8, shuffle=True, items=table).rows([2, 0])
+    assert picked["item_id"].tolist() == [2, 1] and picked["item_tags"].tolist() == [[0, 2], [5, 6]]
+    assert picked.keys() == batch.keys()
 
 
 def test_a_second_build_reuses_it_and_a_changed_table_is_noticed(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         _, _, _, trainer = load_trained(options.run_dir)
-        if not hasattr(trainer.model, "folded_state_dict"):
-            raise CtrbenchError(f"{options.run_dir}: not a run of QIN")
+        if not hasattr(trainer.model, "qnn"):
+            raise CtrbenchError(f"{options.run_dir}: not a run of QIN with a quadratic network")
         state = trainer.model.folded_state_dict()
         save_state(options.output, state)
     except CtrbenchError as error:
