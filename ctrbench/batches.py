@@ -7,9 +7,12 @@ one `index_select` each and an ordered one is a slice. The tensors of a batch ar
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from ctrbench.features import FeatureMap
 from ctrbench.items import item_map
 from ctrbench.storage import SplitFile, open_split, stored_width
 
+T = TypeVar("T")
 Batch = dict[str, Tensor]
 # Rows converted at a time while a split is read, so that reading needs little memory beyond the split itself.
 BLOCK_ROWS = 1 << 18
@@ -118,6 +122,12 @@ class Batches:
         """The rows of these numbers, counted in file order, as a batch."""
         return self._batch(self._ids[list(numbers)], self._reals[list(numbers)])
 
+    def ordered(self, batch_size: int, shuffle: bool, seed: int) -> Batches:
+        """The same rows, sharing their memory, in batches of another size and order."""
+        other = copy.copy(self)
+        other.batch_size, other.shuffle, other.seed, other.epoch, other.first_batch = batch_size, shuffle, seed, 0, 0
+        return other
+
     def at(self, epoch: int, first_batch: int = 0) -> Batches:
         """Set the epoch that the next iteration yields, and the batch that it starts from."""
         self.epoch, self.first_batch = epoch, first_batch
@@ -153,6 +163,29 @@ class Batches:
         is_real, first, width = self._layout[name]
         source = reals if is_real else ids
         return source[:, first] if width is None else source[:, first : first + width]
+
+
+class ResidentData:
+    """Splits and item tables that stay on their device from one run of a process to the next.
+
+    Args:
+        num_datasets: datasets that are kept; the one that was not used for longest goes first.
+    """
+
+    def __init__(self, num_datasets: int = 2):
+        self._num_datasets = num_datasets
+        self._kept: OrderedDict[str, dict[Hashable, Any]] = OrderedDict()
+
+    def get(self, data_hash: str, key: Hashable, load: Callable[[], T]) -> T:
+        """What `load` gave for this part of a dataset, now or earlier."""
+        parts = self._kept.setdefault(data_hash, {})
+        self._kept.move_to_end(data_hash)
+        while len(self._kept) > self._num_datasets:
+            self._kept.popitem(last=False)
+        if key not in parts:
+            parts[key] = load()
+        value: T = parts[key]
+        return value
 
 
 def load_items(path: Path, feature_map: FeatureMap, device: torch.device | str) -> dict[str, Tensor]:

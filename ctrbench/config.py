@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,33 @@ class Experiment:
         return {**self.training.model_dump(), **self.model_params}
 
 
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """What the files say of one experiment: merged, not yet checked.
+
+    Attributes:
+        expid: its name.
+        model: `Base` updated with the experiment's section.
+        origins: for each key of `model`, the file and section that it comes from.
+        source: file and section of the experiment.
+        dataset: section of the dataset; None where there is none.
+        dataset_source: file and section of the dataset, or what to say where there is none.
+        root: the folder that relative paths are meant from.
+        zoo: the model folder; None where it is not known.
+        zoo_problem: what to say where it is not.
+    """
+
+    expid: str
+    model: dict[str, Any]
+    origins: dict[str, str]
+    source: str
+    dataset: dict[str, Any] | None
+    dataset_source: str
+    root: Path
+    zoo: Path | None
+    zoo_problem: str = ""
+
+
 def load_experiment(
     config_dir: Path,
     expid: str,
@@ -111,22 +138,70 @@ def load_experiment(
     Raises:
         ConfigError: with one line per problem.
     """
-    root = find_root(config_dir, zoo)
-    _check_name(expid, f"--expid {expid}")
-    section, origins = _model_section(config_dir, expid)
     overridden = dict(_parse_override(text) for text in overrides)
     if seed is not None:
         overridden["seed"] = seed
-    dataset_keys = {k: v for k, v in overridden.items() if k in DatasetConfig.model_fields and k != "dataset_id"}
-    section.update({k: v for k, v in overridden.items() if k not in dataset_keys})
-    origins.update(dict.fromkeys(overridden, f"--set: {expid}"))
-    where = Where(f"{_model_files(config_dir)[0]}: {expid}", origins)
+    sections = read_sections(config_dir, expid, zoo, overridden)
+    return make_experiment(sections, overridden, "--set", is_data_required)
+
+
+def read_sections(
+    config_dir: Path, expid: str, zoo: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Sections:
+    """What the files of a configuration folder say of one experiment.
+
+    Args:
+        config_dir: as for `load_experiment`.
+        expid: the section.
+        zoo: the model folder, where it is known.
+        overrides: `dataset_id` and `model` in it win over the files.
+
+    Raises:
+        ConfigError: a file is missing or not YAML, or there is no such section.
+    """
+    root = find_root(config_dir, zoo)
+    _check_name(expid, f"--expid {expid}")
+    section, origins = _model_section(config_dir, expid)
+    named = {**section, **(overrides or {})}
+    problem = ""
+    if zoo is None:
+        zoo, problem = _find_zoo(config_dir, root, named.get("model"))
+    dataset, dataset_source = _dataset_section(config_dir, root, named.get("dataset_id"))
+    source = f"{_model_files(config_dir)[0]}: {expid}"
+    return Sections(expid, section, origins, source, dataset, dataset_source, root, zoo, problem)
+
+
+def make_experiment(
+    sections: Sections,
+    overrides: Mapping[str, Any],
+    override_source: str = "--set",
+    is_data_required: bool = True,
+    is_quiet: bool = False,
+) -> Experiment:
+    """Validate the sections of one experiment with some values replaced.
+
+    Args:
+        sections: from `read_sections`.
+        overrides: key of the model or the dataset -> value.
+        override_source: where the overrides come from, for messages.
+        is_data_required: report raw files that are missing.
+        is_quiet: do not warn of keys that nothing reads.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    expid, root, zoo = sections.expid, sections.root, sections.zoo
+    dataset_keys = {k: v for k, v in overrides.items() if k in DatasetConfig.model_fields and k != "dataset_id"}
+    section = {**sections.model, **{k: v for k, v in overrides.items() if k not in dataset_keys}}
+    origins = sections.origins | dict.fromkeys(overrides, f"{override_source}: {expid}")
+    where = Where(sections.source, origins)
 
     problems: list[str] = []
     unread = sorted(set(section) & UNREAD_MODEL_KEYS)
     training_keys = {k: v for k, v in section.items() if k in TrainingConfig.model_fields}
     training = validate(TrainingConfig, training_keys, where, problems)
-    zoo = zoo or _find_zoo(config_dir, root, section.get("model"), where, problems)
+    if sections.zoo_problem:
+        problems.append(f"{where('model')}: {sections.zoo_problem}")
     model_params = {k: v for k, v in section.items() if k not in training_keys and k not in UNREAD_MODEL_KEYS}
     for key in sorted(model_params.keys() & DatasetConfig.model_fields.keys()):
         problems.append(f"{where(key)}: belongs in dataset_config, got {shown(model_params.pop(key))}")
@@ -134,15 +209,15 @@ def load_experiment(
         problems += check_model_params(zoo, section["model"], model_params, where)
     settings = valid_part(training_keys)
     problems += check_values(settings, where)
-    dataset, dataset_unread = _load_dataset(
-        config_dir, root, section.get("dataset_id"), dataset_keys, where, problems, is_data_required
+    dataset, dataset_unread = _make_dataset(
+        sections, section.get("dataset_id"), dataset_keys, override_source, where, problems, is_data_required
     )
     if dataset is not None:
         problems += check_together(dataset, settings, where)
     if problems:
         raise ConfigError(problems)
     assert training is not None and dataset is not None and zoo is not None
-    if unread or dataset_unread:
+    if (unread or dataset_unread) and not is_quiet:
         logger.warning("Keys that nothing reads, accepted for FuxiCTR's sake: %s", ", ".join(unread + dataset_unread))
     return Experiment(expid, training, model_params, dataset, zoo.resolve(), root, where.default)
 
@@ -244,62 +319,69 @@ def _parse_override(text: str) -> tuple[str, Any]:
     return key.strip(), parse_yaml(value, f"--set {key.strip()}")
 
 
-def _find_zoo(config_dir: Path, root: Path, model: Any, where: Where, problems: list[str]) -> Path | None:
+def _find_zoo(config_dir: Path, root: Path, model: Any) -> tuple[Path | None, str]:
+    """The model folder, or None and what to say of it."""
     around = config_dir.resolve().parent
     for folder in (around, root / "model_zoo" / str(model)):
         if (folder / "src" / "__init__.py").is_file():
-            return folder
+            return folder, ""
     folders = sorted(p.name for p in (root / "model_zoo").glob("*") if (p / "src").is_dir())
     known = f"known: {', '.join(folders)}" if folders else f"{root / 'model_zoo'} has none: name it with --zoo FOLDER"
-    if model is not None:
-        problems.append(f"{where('model')}: no model folder, got {shown(model)}{did_you_mean(model, folders)}; {known}")
-    return None
+    if model is None:
+        return None, ""  # reported with the other training keys
+    return None, f"no model folder, got {shown(model)}{did_you_mean(model, folders)}; {known}"
 
 
-def _load_dataset(
-    config_dir: Path,
-    root: Path,
-    dataset_id: Any,
-    overrides: dict[str, Any],
-    where: Where,
-    problems: list[str],
-    is_data_required: bool,
-) -> tuple[DatasetConfig | None, list[str]]:
+def _dataset_section(config_dir: Path, root: Path, dataset_id: Any) -> tuple[dict[str, Any] | None, str]:
+    """A dataset's section and its file, or None and what to say of it."""
     if not isinstance(dataset_id, str):
-        return None, []  # reported with the other training keys
+        return None, ""  # reported with the other training keys
     known: list[str] = []
-    places = [config_dir / "dataset_config.yaml", root / "config" / "dataset_config" / "*.yaml"]
-    files = _config_files(config_dir, "dataset_config") + _config_files(root / "config", "dataset_config")
-    for path in files:
+    for path in _config_files(config_dir, "dataset_config") + _config_files(root / "config", "dataset_config"):
         content = load_yaml(path)
         known += content
         if dataset_id in content:
             section = content[dataset_id]
             if not isinstance(section, dict):
                 raise ConfigError(f"{path}: {dataset_id}: must be a section of keys, got {shown(section)}")
-            origins = dict.fromkeys(overrides, f"--set: {dataset_id}")
-            section = {**section, **overrides}
-            unread = _drop_unread(section)
-            here = Where(f"{path}: {dataset_id}", origins)
-            for key in sorted(set(section) & set(TrainingConfig.model_fields) - set(DatasetConfig.model_fields)):
-                problems.append(f"{here(key)}: belongs in model_config, got {shown(section.pop(key))}")
             _check_name(dataset_id, f"{path}: {dataset_id}")
-            dataset = validate(DatasetConfig, {**section, "dataset_id": dataset_id}, here, problems)
-            if dataset is not None:
-                # Data that must not be rebuilt may have come from settings that would not do to build it.
-                is_kept = not dataset.rebuild_dataset and manifests.read(dataset.folder(root)) is not None
-                problems += (basic_problems if is_kept else dataset_problems)(dataset, here)
-                if is_data_required:
-                    problems += [
-                        f"{here(key)}: no such file, got '{path}' (looked in {root}); data/README.md says how to get it"
-                        for key, path in missing_data(dataset, root).items()
-                    ]
-            return dataset, unread
-    problems.append(
-        f"{where('dataset_id')}: unknown dataset, got {shown(dataset_id)}{did_you_mean(dataset_id, known)}; "
-        + (f"known: {', '.join(dict.fromkeys(known))}" if known else f"there is no {' or '.join(map(str, places))}")
+            return section, f"{path}: {dataset_id}"
+    places = [config_dir / "dataset_config.yaml", root / "config" / "dataset_config" / "*.yaml"]
+    return None, f"unknown dataset, got {shown(dataset_id)}{did_you_mean(dataset_id, known)}; " + (
+        f"known: {', '.join(dict.fromkeys(known))}" if known else f"there is no {' or '.join(map(str, places))}"
     )
-    return None, []
+
+
+def _make_dataset(
+    sections: Sections,
+    dataset_id: Any,
+    overrides: dict[str, Any],
+    override_source: str,
+    where: Where,
+    problems: list[str],
+    is_data_required: bool,
+) -> tuple[DatasetConfig | None, list[str]]:
+    if sections.dataset is None:
+        if sections.dataset_source:
+            problems.append(f"{where('dataset_id')}: {sections.dataset_source}")
+        return None, []
+    root = sections.root
+    section = {**sections.dataset, **overrides}
+    unread = _drop_unread(section)
+    here = Where(sections.dataset_source, dict.fromkeys(overrides, f"{override_source}: {dataset_id}"))
+    for key in sorted(set(section) & set(TrainingConfig.model_fields) - set(DatasetConfig.model_fields)):
+        problems.append(f"{here(key)}: belongs in model_config, got {shown(section.pop(key))}")
+    dataset = validate(DatasetConfig, {**section, "dataset_id": dataset_id}, here, problems)
+    if dataset is not None:
+        # Data that must not be rebuilt may have come from settings that would not do to build it.
+        is_kept = not dataset.rebuild_dataset and manifests.read(dataset.folder(root)) is not None
+        problems += (basic_problems if is_kept else dataset_problems)(dataset, here)
+        if is_data_required:
+            problems += [
+                f"{here(key)}: no such file, got '{path}' (looked in {root}); data/README.md says how to get it"
+                for key, path in missing_data(dataset, root).items()
+            ]
+    return dataset, unread
 
 
 def _drop_unread(section: dict[str, Any]) -> list[str]:

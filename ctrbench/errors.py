@@ -31,6 +31,10 @@ class TrainingError(CtrbenchError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
 
 
+class InterruptedRunError(Exception):
+    """A run was asked to stop; its checkpoint is written."""
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """` (did you mean 'x'?)` for the nearest of `known`, or an empty string."""
     names = {str(k).lower(): str(k) for k in known}  # adamw is AdamW, not Adam

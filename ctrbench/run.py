@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import dataclasses
+import functools
 import json
 import logging
 import os
-import platform
-import resource
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ import torch
 from fuxictr.pytorch.torch_utils import get_device, seed_everything
 
 import ctrbench
-from ctrbench.batches import Batches, load_items
+from ctrbench.batches import Batches, ResidentData, load_items
 from ctrbench.checkpoint import load_checkpoint, load_weights
 from ctrbench.config import Experiment, load_run
 from ctrbench.embedding import embedding_parameters
+from ctrbench.environment import describe_environment, peak_memory, reset_peak_memory
 from ctrbench.errors import ConfigError, DataError
 from ctrbench.features import FeatureMap, load_feature_map
 from ctrbench.files import storage_error, write_json, write_text
@@ -37,7 +36,28 @@ logger = logging.getLogger(__name__)
 SPLIT_TITLES = {"train": "Train", "valid": "Validation", "test": "Test"}
 
 
-def run(experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str = "") -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What a process that runs many experiments adds to each of them.
+
+    Attributes:
+        data: keeps splits on the device from one run to the next.
+        on_evaluation: called after each evaluation with the curve so far; an exception of it ends the run.
+        should_stop: asked after every training step; when it says so, the run saves a checkpoint and raises `InterruptedRunError`.
+        is_quiet: say nothing on the terminal.
+        notes: further entries of report.json.
+    """
+
+    data: ResidentData = dataclasses.field(default_factory=ResidentData)
+    on_evaluation: Callable[[list[dict[str, Any]]], None] = lambda history: None
+    should_stop: Callable[[], bool] = lambda: False
+    is_quiet: bool = False
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def run(
+    experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str = "", session: Session | None = None
+) -> dict[str, Any]:
     """Train, validate and test one experiment.
 
     An unfinished run of the same configuration and data in the same run directory is continued from its last checkpoint;
@@ -48,26 +68,30 @@ def run(experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str
         gpu: index of the GPU; -1 is the CPU.
         fresh: do not continue an unfinished run.
         command: how the run was started, for the report.
+        session: of a process that runs many experiments.
 
     Returns:
         The content of report.json.
 
     Raises:
         CtrbenchError: bad input or a run that cannot go on, as one clear line.
+        InterruptedRunError: the session asked to stop.
     """
     started = time.perf_counter()
     check_gpu(gpu)
+    reset_peak_memory(gpu)
+    session = session or Session()
     settings = experiment.training
-    with RunLog(settings.verbose) as log:
+    with RunLog(0 if session.is_quiet else settings.verbose) as log:
         logger.info("ctrbench version: %s", ctrbench.__version__)
         logger.info("Params: %s", as_json({**experiment.flat(), "gpu": gpu, "model_id": experiment.expid}))
         seed_everything(settings.seed)
         data = build_dataset(experiment.dataset, root=experiment.root, task=settings.task)
         data_seconds = time.perf_counter() - started
-        feature_map, trainer = prepare(experiment, data, gpu)
+        feature_map, trainer = prepare(experiment, data, gpu, session=session)
         # What can fail comes before anything of an earlier run is removed.
         batches = {
-            split: open_batches(experiment, data, feature_map, split, trainer, in_order=split != "train")
+            split: open_batches(experiment, data, feature_map, split, trainer, split != "train", session.data)
             for split in data.splits
         }
         _check_labels(experiment, data, feature_map, batches)
@@ -85,12 +109,13 @@ def run(experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str
             report["timings"].update(data_seconds=data_seconds, total_seconds=time.perf_counter() - started)
             report.update(
                 parameters=parameters,
-                peak_memory=_peak_memory(trainer.device),
-                environment=_environment(experiment.root, trainer.device),
+                peak_memory=peak_memory(trainer.device),
+                environment=describe_environment(experiment.root, trainer.device),
                 data_hash=data.data_hash,
                 config_hash=experiment.config_hash,
                 command=command,
                 is_resumed=is_resumed,
+                **session.notes,
             )
             write_json(run_dir / "report.json", report)
             _append_result(experiment, report, command)
@@ -100,14 +125,20 @@ def run(experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str
 
 
 def prepare(
-    experiment: Experiment, data: DataFolder, gpu: int, run_dir: Path | None = None
+    experiment: Experiment, data: DataFolder, gpu: int, run_dir: Path | None = None, session: Session | None = None
 ) -> tuple[FeatureMap, Trainer]:
     """The feature map and a trainer with an untrained model on its device."""
     settings = experiment.training
+    session = session or Session()
     flat = experiment.flat()
     feature_map = load_feature_map(data.feature_map_file, settings.dataset_id, flat)
     if data.items_file is not None:
-        feature_map.item_table = load_items(data.items_file, feature_map, get_device(gpu))
+        items_file, device = data.items_file, get_device(gpu)
+        feature_map.item_table = session.data.get(
+            data.data_hash,
+            ("items", tuple(feature_map.features), device),
+            lambda: load_items(items_file, feature_map, device),
+        )
     logger.info("Feature specs: %s", as_json(feature_map.features))
     model_class = load_model_class(experiment.zoo, settings.model)
     params = {
@@ -122,8 +153,11 @@ def prepare(
 
     def write_curve(history: list[dict[str, Any]]) -> None:
         write_text(run_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in history))
+        session.on_evaluation(history)
 
-    return feature_map, Trainer(model, settings, run_dir, watch if settings.verbose else None, write_curve)
+    progress_bar = watch if settings.verbose and not session.is_quiet else None
+    trainer = Trainer(model, settings, run_dir, progress_bar, write_curve, should_stop=session.should_stop)
+    return feature_map, trainer
 
 
 def open_batches(
@@ -133,8 +167,11 @@ def open_batches(
     split: str,
     trainer: Trainer,
     in_order: bool = True,
+    resident: ResidentData | None = None,
 ) -> Batches:
     """One split on the trainer's device, in file order and large batches, or as training wants it.
+
+    `resident` keeps it there for later runs.
 
     Raises:
         DataError: the dataset has no such split.
@@ -146,9 +183,14 @@ def open_batches(
     settings = experiment.training
     size = evaluation_batch_size(settings, trainer.device) if in_order else settings.batch_size
     shuffle, items = settings.shuffle and not in_order, trainer.items_for_batches
-    batches = Batches.from_file(
-        data.splits[split], feature_map, size, shuffle, settings.seed, trainer.device, split != "test", items
-    )
+
+    def load() -> Batches:
+        path, device, labels_required = data.splits[split], trainer.device, split != "test"
+        return Batches.from_file(path, feature_map, size, shuffle, settings.seed, device, labels_required, items)
+
+    columns = (*feature_map.features, *feature_map.labels)
+    kept = (resident or ResidentData()).get(data.data_hash, (split, columns, trainer.device, items is None), load)
+    batches = kept.ordered(size, shuffle, settings.seed)
     logger.info("%s samples: total/%d, blocks/1", SPLIT_TITLES[split], batches.num_rows)
     return batches
 
@@ -258,6 +300,7 @@ def _train_and_test(
         "dataset_id": experiment.training.dataset_id,
         "seed": experiment.training.seed,
         "metrics": metrics,
+        "best_value": progress.best_value,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch + (1 if progress.is_stopped else 0),
         "rows": {split: b.num_rows for split, b in batches.items()},
@@ -274,7 +317,13 @@ def _num_threads(batch_size: int, feature_map: FeatureMap) -> int:
     # Below this many activations per layer a second thread costs more in hand-over than it computes. The rule looks at
     # nothing but the experiment and the cores, so that a repeated run adds in the same order.
     is_small = batch_size * feature_map.sum_emb_out_dim() < 1 << 17
-    return 1 if is_small else min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    return 1 if is_small else _available_threads()
+
+
+@functools.cache
+def _available_threads() -> int:
+    """Threads that torch had when the process began: a small run before this one may have set fewer."""
+    return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
 
 
 def _can_resume(experiment: Experiment, data: DataFolder) -> bool:
@@ -327,47 +376,3 @@ def _append_result(experiment: Experiment, report: dict[str, Any], command: str)
     )
     with filelock.FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as stream:
         stream.write(row)
-
-
-def _peak_memory(device: torch.device) -> dict[str, int]:
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        peak["device_bytes"] = torch.cuda.max_memory_allocated(device)
-    return peak
-
-
-def _environment(root: Path, device: torch.device) -> dict[str, Any]:
-    packages = ("torch", "fuxictr", "numpy", "polars", "h5py")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
-    return {
-        "ctrbench": ctrbench.__version__,
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "git_commit": _git_commit(root),
-    }
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _git_commit(root: Path) -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None

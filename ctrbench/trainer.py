@@ -35,7 +35,7 @@ from ctrbench.checkpoint import (
 )
 from ctrbench.dropout import speed_up_dropout
 from ctrbench.embedding import embedding_parameters, merge_embeddings
-from ctrbench.errors import ConfigError, CtrbenchError, DataError, TrainingError
+from ctrbench.errors import ConfigError, CtrbenchError, DataError, InterruptedRunError, TrainingError
 from ctrbench.metrics import evaluate_metrics
 from ctrbench.optim import CoupledAdam
 from ctrbench.schema import TrainingConfig
@@ -77,6 +77,7 @@ class Trainer:
         watch: wraps an iterable of batches to show progress.
         on_evaluation: called after every evaluation with all records so far (epoch, loss, metrics, ...).
         use_fast_path: False trains by the model's own `train_step` throughout, the plain form that the fast path equals.
+        should_stop: asked after every step; when it says so, a checkpoint is written and `InterruptedRunError` raised.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Trainer:
         watch: Watch | None = None,
         on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
         use_fast_path: bool = True,
+        should_stop: Callable[[], bool] = lambda: False,
     ):
         self.model = model
         self.settings = settings
@@ -95,6 +97,7 @@ class Trainer:
         self.last_checkpoint = run_dir / "last.ckpt" if run_dir else None
         self.watch: Watch = watch or (lambda batches, count, label: iter(batches))
         self.on_evaluation = on_evaluation or (lambda history: None)
+        self.should_stop = should_stop
         self.progress = Progress()
         self.monitor = {settings.monitor: 1} if isinstance(settings.monitor, str) else settings.monitor
         self._has_old_add_loss = hooks.takes_inputs(model)
@@ -230,7 +233,8 @@ class Trainer:
             losses += self._guarded_step(batch)
             steps += 1
             is_evaluation = at.total_steps % eval_steps == 0
-            is_checkpoint = at.total_steps % (self.settings.checkpoint_every or sys.maxsize) == 0
+            is_asked_to_stop = self.should_stop()
+            is_checkpoint = is_asked_to_stop or at.total_steps % (self.settings.checkpoint_every or sys.maxsize) == 0
             if self.device.type == "cpu" or steps == GPU_LOSS_CHECK_STEPS or is_evaluation or is_checkpoint:
                 at.loss_sum, at.loss_steps = at.loss_sum + self._finite(losses), at.loss_steps + steps
                 losses, steps = torch.zeros((), device=self.device), 0
@@ -240,6 +244,8 @@ class Trainer:
                 started = time.perf_counter()
             elif is_checkpoint:
                 self._save()
+            if is_asked_to_stop:
+                raise InterruptedRunError(f"stopped in epoch {at.epoch + 1}, batch {at.batch}")
             if at.is_stopped:
                 break
         at.train_seconds += time.perf_counter() - started
