@@ -17,8 +17,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["ctrbench"],
-    package_data={"ctrbench": ["py.typed"]},
+    packages=["ctrbench", "ctrbench.tuner"],
+    package_data={"ctrbench": ["py.typed"], "ctrbench.tuner": ["*.j2"]},
     install_requires=[
         "torch>=2.4,<3",
         "fuxictr>=2.3.10,<2.4",
@@ -33,8 +33,11 @@ setup(
         "matplotlib>=3.8,<4",
         "safetensors>=0.4,<1",
         "filelock>=3.13,<5",
+        "optuna>=4,<6",
+        "jinja2>=3.1,<4",
     ],
     extras_require={
+        "postgresql": ["psycopg[binary]>=3.1,<4"],
         "test": ["pytest>=8,<10", "pytest-xdist>=3.5,<4", "hypothesis>=6.100,<7", "scikit-learn>=1.4,<2"],
         "lint": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
     },

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console entry points: `ctrbench run|evaluate|predict|interpret|check|leaderboard` and every model folder's run_expid.py.
+"""The console entry points: `ctrbench run|check|evaluate|predict|interpret|tune|leaderboard` and the scripts that are
+called as FuxiCTR's: run_expid.py of every model folder, benchmarks/run_param_tuner.py.
 
 Bad input ends with one line per problem and exit status 2; an interrupted run with 130.
 """
@@ -14,13 +15,9 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ctrbench import __version__
 from ctrbench.errors import CtrbenchError, TrainingError
-
-if TYPE_CHECKING:
-    from ctrbench.config import Experiment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     interpret.add_argument("--output", type=Path, help="folder of the plots; default: the run directory")
     interpret.set_defaults(action=_interpret)
 
+    tune = commands.add_parser("tune", help="run a hyperparameter sweep")
+    _add_tune_arguments(tune)
+    tune.set_defaults(action=_tune)
+
     leaderboard = commands.add_parser("leaderboard", help="a table of finished runs")
     leaderboard.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="folder of run directories")
     leaderboard.set_defaults(action=_leaderboard)
@@ -95,6 +96,40 @@ def _add_experiment_arguments(parser: argparse.ArgumentParser, expid_default: st
     parser.add_argument("--fresh", action="store_true", help="do not continue an unfinished run")
     if expid_default is None:
         parser.add_argument("--zoo", type=Path, help="model folder; default: found by the experiment's name")
+
+
+def run_param_tuner(argv: Sequence[str] | None = None) -> int:
+    """`benchmarks/run_param_tuner.py`, with FuxiCTR's flags; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Run a hyperparameter sweep, as `ctrbench tune`.")
+    parser.add_argument("--version", action="version", version=f"ctrbench {__version__}")
+    _add_tune_arguments(parser)
+    arguments = parser.parse_args(argv)
+    return _guard(lambda: _tune(arguments))
+
+
+def _add_tune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="tuner file")
+    parser.add_argument("--tag", help="run the trials whose expid contains it")
+    parser.add_argument(
+        "--gpu",
+        type=int,
+        nargs="+",
+        default=[-1],
+        help="a slot for each index, repeat one for several trials on one GPU; -1 is the CPU (default: -1)",
+    )
+    parser.add_argument("--zoo", type=Path, help="model folder; default: the one around base_config")
+    parser.add_argument("--name", help="name of the sweep and of its folder; default: the tuner file's")
+    parser.add_argument("--storage", metavar="URL", help="Optuna storage that machines share; default: a local file")
+    parser.add_argument("--fresh", action="store_true", help="start over")
+    parser.add_argument("--retry-failed", action="store_true", help="run failed trials once more")
+    parser.add_argument("--dry-run", action="store_true", help="list and check the trials, run nothing")
+    parser.add_argument(
+        "--stale-after",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="silence after which another machine's trials are taken over (default: 120)",
+    )
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -182,6 +217,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from ctrbench.config import load_experiment
     from ctrbench.errors import ConfigError
+    from ctrbench.estimate import construct
     from ctrbench.validation import missing_data
 
     config_dir, zoo, expids = _locate(arguments)
@@ -191,7 +227,7 @@ def _check(arguments: argparse.Namespace) -> int:
             experiment = load_experiment(
                 config_dir, expid, zoo, arguments.overrides, arguments.seed, is_data_required=False
             )
-            _construct(experiment)
+            construct(experiment)
             missing = missing_data(experiment.dataset, experiment.root)
             print(f"{expid}: ok" + (f", but its data is missing: {', '.join(missing)}" if missing else ""))
         except CtrbenchError as error:
@@ -199,22 +235,6 @@ def _check(arguments: argparse.Namespace) -> int:
     if problems:
         raise ConfigError(dict.fromkeys(problems))
     return 0
-
-
-def _construct(experiment: Experiment) -> None:
-    """Make the model of an experiment on a draft of its feature map, for what its constructor objects to."""
-    from ctrbench.columns import draft_feature_map
-    from ctrbench.errors import ConfigError
-    from ctrbench.zoo import build_model, load_model_class
-
-    flat = experiment.flat()
-    try:
-        feature_map = draft_feature_map(experiment.dataset, experiment.dataset.folder(experiment.root), flat)
-    except ConfigError as error:
-        raise ConfigError(f"{experiment.source}.{problem}" for problem in error.problems) from error
-    if feature_map is not None:
-        params = {**flat, "gpu": -1, "model_id": experiment.expid}
-        build_model(load_model_class(experiment.zoo, experiment.training.model), feature_map, params, experiment.source)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -257,6 +277,29 @@ def _interpret(arguments: argparse.Namespace) -> int:
     for path in plot_run(arguments.run_dir, arguments.rows, arguments.split, arguments.output, arguments.gpu):
         print(path)
     return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from ctrbench.tuner.slots import preload
+
+    if not arguments.dry_run:
+        preload()  # workers load torch while this process does
+    from ctrbench.tuner.tune import Options, tune
+
+    return tune(
+        Options(
+            config=arguments.config,
+            gpus=arguments.gpu,
+            tag=arguments.tag,
+            zoo=arguments.zoo,
+            name=arguments.name,
+            storage=arguments.storage,
+            fresh=arguments.fresh,
+            retry_failed=arguments.retry_failed,
+            dry_run=arguments.dry_run,
+            stale_seconds=arguments.stale_after,
+        )
+    )
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

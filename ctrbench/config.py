@@ -31,7 +31,7 @@ from ctrbench.validation import (
 from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml, shown
 
 # Settings that do not change a result: where it is written and how much is said on the way.
-_NO_EFFECT = frozenset({"model_root", "verbose", "checkpoint_every"})
+NO_EFFECT = frozenset({"model_root", "verbose", "checkpoint_every"})
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +66,7 @@ class Experiment:
     @property
     def config_hash(self) -> str:
         """SHA-256 over everything that shapes the result."""
-        training = {k: v for k, v in self.training.model_dump().items() if k not in _NO_EFFECT}
+        training = {k: v for k, v in self.training.model_dump().items() if k not in NO_EFFECT}
         dataset = self.dataset.model_dump(exclude={"data_root"})
         # A dump does not tell `feature_encoder: null` from no feature_encoder, which for a sequence means the average.
         dataset["encoders"] = [column.encoder for column in self.dataset.feature_cols]
@@ -142,11 +142,16 @@ def load_experiment(
     if seed is not None:
         overridden["seed"] = seed
     sections = read_sections(config_dir, expid, zoo, overridden)
-    return make_experiment(sections, overridden, "--set", is_data_required)
+    return make_experiment(sections, overridden, is_data_required=is_data_required)
 
 
 def read_sections(
-    config_dir: Path, expid: str, zoo: Path | None = None, overrides: Mapping[str, Any] | None = None
+    config_dir: Path,
+    expid: str,
+    zoo: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    inline: Mapping[str, Any] | None = None,
+    inline_source: str = "",
 ) -> Sections:
     """What the files of a configuration folder say of one experiment.
 
@@ -155,26 +160,37 @@ def read_sections(
         expid: the section.
         zoo: the model folder, where it is known.
         overrides: `dataset_id` and `model` in it win over the files.
+        inline: `model_config` and `dataset_config` as mappings of sections, which win over the folder's files.
+        inline_source: the file that these are from, for messages.
 
     Raises:
         ConfigError: a file is missing or not YAML, or there is no such section.
     """
-    root = find_root(config_dir, zoo)
+    root, inline = find_root(config_dir, zoo), inline or {}
     _check_name(expid, f"--expid {expid}")
-    section, origins = _model_section(config_dir, expid)
+    if "model_config" in inline:
+        source = f"{inline_source}: model_config.{expid}"
+        section, origins = _inline_section(inline["model_config"], expid, inline_source)
+    else:
+        source = f"{_model_files(config_dir)[0]}: {expid}"
+        section, origins = _model_section(config_dir, expid)
     named = {**section, **(overrides or {})}
     problem = ""
     if zoo is None:
         zoo, problem = _find_zoo(config_dir, root, named.get("model"))
-    dataset, dataset_source = _dataset_section(config_dir, root, named.get("dataset_id"))
-    source = f"{_model_files(config_dir)[0]}: {expid}"
+    dataset_id = named.get("dataset_id")
+    if isinstance(dataset_id, str) and dataset_id in inline.get("dataset_config", {}):
+        _check_name(dataset_id, f"{inline_source}: dataset_config.{dataset_id}")
+        dataset, dataset_source = inline["dataset_config"][dataset_id], f"{inline_source}: dataset_config.{dataset_id}"
+    else:
+        dataset, dataset_source = _dataset_section(config_dir, root, dataset_id)
     return Sections(expid, section, origins, source, dataset, dataset_source, root, zoo, problem)
 
 
 def make_experiment(
     sections: Sections,
     overrides: Mapping[str, Any],
-    override_source: str = "--set",
+    override_source: str | None = None,
     is_data_required: bool = True,
     is_quiet: bool = False,
 ) -> Experiment:
@@ -183,7 +199,7 @@ def make_experiment(
     Args:
         sections: from `read_sections`.
         overrides: key of the model or the dataset -> value.
-        override_source: where the overrides come from, for messages.
+        override_source: where the overrides come from, for messages; by default the option `--set`.
         is_data_required: report raw files that are missing.
         is_quiet: do not warn of keys that nothing reads.
 
@@ -193,7 +209,7 @@ def make_experiment(
     expid, root, zoo = sections.expid, sections.root, sections.zoo
     dataset_keys = {k: v for k, v in overrides.items() if k in DatasetConfig.model_fields and k != "dataset_id"}
     section = {**sections.model, **{k: v for k, v in overrides.items() if k not in dataset_keys}}
-    origins = sections.origins | dict.fromkeys(overrides, f"{override_source}: {expid}")
+    origins = sections.origins | dict.fromkeys(overrides, override_source or f"--set: {expid}")
     where = Where(sections.source, origins)
 
     problems: list[str] = []
@@ -312,6 +328,20 @@ def _model_section(config_dir: Path, expid: str) -> tuple[dict[str, Any], dict[s
     return {**base, **section}, origins
 
 
+def _inline_section(
+    model_config: Mapping[str, dict[str, Any]], expid: str, source: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """As `_model_section`, of a mapping of sections."""
+    if expid not in model_config:
+        known = [name for name in model_config if name != "Base"]
+        raise ConfigError(
+            f"{source}: model_config: no section '{expid}'{did_you_mean(expid, known)}; it has {', '.join(known) or 'none'}"
+        )
+    names = [name for name in ("Base", expid) if name in model_config]
+    merged = {key: value for name in names for key, value in model_config[name].items()}
+    return merged, {key: f"{source}: model_config.{name}" for name in names for key in model_config[name]}
+
+
 def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -356,7 +386,7 @@ def _make_dataset(
     sections: Sections,
     dataset_id: Any,
     overrides: dict[str, Any],
-    override_source: str,
+    override_source: str | None,
     where: Where,
     problems: list[str],
     is_data_required: bool,
@@ -368,7 +398,7 @@ def _make_dataset(
     root = sections.root
     section = {**sections.dataset, **overrides}
     unread = _drop_unread(section)
-    here = Where(sections.dataset_source, dict.fromkeys(overrides, f"{override_source}: {dataset_id}"))
+    here = Where(sections.dataset_source, dict.fromkeys(overrides, override_source or f"--set: {dataset_id}"))
     for key in sorted(set(section) & set(TrainingConfig.model_fields) - set(DatasetConfig.model_fields)):
         problems.append(f"{here(key)}: belongs in model_config, got {shown(section.pop(key))}")
     dataset = validate(DatasetConfig, {**section, "dataset_id": dataset_id}, here, problems)

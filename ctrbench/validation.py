@@ -30,7 +30,9 @@ class Where:
         return f"{self.origins.get(head, self.default)}.{key}"
 
 
-def validate(model: type[pydantic.BaseModel], values: dict[str, Any], where: Where, problems: list[str]) -> Any:
+def validate(
+    model: type[pydantic.BaseModel], values: dict[str, Any], where: Callable[[str], str], problems: list[str]
+) -> Any:
     try:
         return model.model_validate(values)
     except pydantic.ValidationError as error:

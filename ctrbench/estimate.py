@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an experiment will take, told before it is run: parameters, memory and time of an epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from fuxictr.pytorch.torch_utils import get_device, seed_everything
+from torch import Tensor, nn
+
+from ctrbench import manifest as manifests
+from ctrbench.batches import Batch, load_items
+from ctrbench.columns import draft_feature_map
+from ctrbench.config import Experiment
+from ctrbench.errors import ConfigError
+from ctrbench.features import FeatureMap, load_feature_map
+from ctrbench.items import FILE as ITEMS_FILE
+from ctrbench.preprocess import FEATURE_MAP
+from ctrbench.schema import TrainingConfig
+from ctrbench.storage import stored_width
+from ctrbench.trainer import Trainer
+from ctrbench.zoo import build_model, load_model_class
+
+# A weight, its gradient and Adam's two moments, in fp32.
+BYTES_PER_PARAMETER = 16
+BYTES_PER_CELL = 4
+# Steps that are timed, after one that is not.
+TIMED_STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What an experiment will take.
+
+    Attributes:
+        parameters: of the model; None while vocabularies are not known, because the dataset is not built.
+        num_rows: of the training split; None while the dataset is not built.
+        model_bytes: weights, gradients and optimizer state.
+        data_bytes: all splits on the device.
+        epoch_seconds: time of an epoch's training steps; None where it was not measured.
+    """
+
+    parameters: int | None
+    num_rows: int | None
+    model_bytes: int | None
+    data_bytes: int | None
+    epoch_seconds: float | None = None
+
+
+def construct(experiment: Experiment) -> tuple[nn.Module, FeatureMap, bool] | None:
+    """The experiment's model on the CPU, for what its constructor objects to.
+
+    Returns:
+        The model, its feature map, and whether that is the one of the built dataset rather than a draft. None for ready
+        H5 data that is not there.
+
+    Raises:
+        ConfigError: the settings and the model do not fit.
+    """
+    flat, folder = experiment.flat(), experiment.dataset.folder(experiment.root)
+    try:
+        feature_map, is_built = _feature_map(experiment, folder, flat)
+    except ConfigError as error:
+        raise ConfigError(f"{experiment.source}.{problem}" for problem in error.problems) from error
+    if feature_map is None:
+        return None
+    params = {**flat, "gpu": -1, "model_id": experiment.expid}
+    model_class = load_model_class(experiment.zoo, experiment.training.model)
+    return build_model(model_class, feature_map, params, experiment.source), feature_map, is_built
+
+
+def estimate(experiment: Experiment, gpu: int | None = None) -> Estimate:
+    """What an experiment will take.
+
+    Args:
+        experiment: what is to be run.
+        gpu: where to time a few steps on random rows; None times nothing.
+
+    Raises:
+        ConfigError: the settings and the model do not fit.
+    """
+    made = construct(experiment)
+    if made is None or not made[2]:
+        return Estimate(None, None, None, None)
+    model, feature_map, _ = made
+    manifest = manifests.read(experiment.dataset.folder(experiment.root))
+    rows = manifest["num_rows"] if manifest else {}
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    width = sum(stored_width(spec) or 1 for spec in feature_map.features.values()) + len(feature_map.labels)
+    seconds = None
+    if gpu is not None and "train" in rows:
+        batch_size = experiment.training.batch_size
+        seconds = _step_seconds(experiment, feature_map, gpu) * math.ceil(rows["train"] / batch_size)
+    data_bytes = BYTES_PER_CELL * width * sum(rows.values())
+    return Estimate(parameters, rows.get("train"), BYTES_PER_PARAMETER * parameters, data_bytes, seconds)
+
+
+def _feature_map(experiment: Experiment, folder: Path, flat: dict[str, Any]) -> tuple[FeatureMap | None, bool]:
+    manifest = manifests.read(folder)
+    settings = manifests.settings_hash(experiment.dataset, experiment.training.task)
+    if manifest is None or manifest["settings_hash"] != settings:
+        return draft_feature_map(experiment.dataset, folder, flat), False
+    feature_map = load_feature_map(folder / FEATURE_MAP, experiment.training.dataset_id, flat)
+    if (folder / ITEMS_FILE).exists() and feature_map.item_key is not None:
+        feature_map.item_table = load_items(folder / ITEMS_FILE, feature_map, "cpu")
+    return feature_map, True
+
+
+def _step_seconds(experiment: Experiment, feature_map: FeatureMap, gpu: int) -> float:
+    """Median seconds of a training step on random rows."""
+    device = get_device(gpu)
+    table = getattr(feature_map, "item_table", None)
+    if table is not None:
+        feature_map.item_table = {name: values.to(device) for name, values in table.items()}
+    seed_everything(experiment.training.seed)
+    with tempfile.TemporaryDirectory() as unused:
+        params = {**experiment.flat(), "gpu": gpu, "model_id": experiment.expid, "model_root": unused}
+        model_class = load_model_class(experiment.zoo, experiment.training.model)
+        model = build_model(model_class, feature_map, params, experiment.source)
+    trainer = Trainer(model, experiment.training)
+    batch = random_batch(feature_map, experiment.training, device)
+    model.train()
+    seconds = []
+    for _ in range(1 + TIMED_STEPS):
+        started = time.perf_counter()
+        float(trainer.step(batch))  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds[1:])[TIMED_STEPS // 2]
+
+
+def random_batch(feature_map: FeatureMap, settings: TrainingConfig, device: torch.device) -> Batch:
+    """Random rows of a feature map, (B,) or (B, width) by column, labels of both classes."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    rows = settings.batch_size
+    key = feature_map.item_key
+    num_items = feature_map.features[key]["vocab_size"] if key is not None else 2
+
+    def column(spec: dict[str, Any]) -> Tensor:
+        width = stored_width(spec)
+        shape = (rows,) if width is None else (rows, width)
+        if spec["type"] in ("numeric", "embedding"):
+            return torch.randn(shape, generator=generator)
+        size = spec.get("vocab_size", num_items)
+        return torch.randint(1 if size > 2 else 0, size, shape, generator=generator, dtype=torch.int32)
+
+    batch = {name: column(spec) for name, spec in feature_map.features.items()}
+    batch.update({label: (torch.arange(rows) % 2).float() for label in feature_map.labels})
+    table: dict[str, Tensor] | None = getattr(feature_map, "item_table", None)
+    if table is not None and key is not None:
+        chosen = batch[key].long()
+        batch.update({name: values.cpu()[chosen] for name, values in table.items() if name not in batch})
+    return {name: values.to(device) for name, values in batch.items()}

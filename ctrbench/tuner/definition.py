@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tuner file -> a sweep: the base experiment, the search space, and the experiments that a setting stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from optuna.samplers import RandomSampler
+
+from ctrbench.config import NO_EFFECT, Experiment, Sections, find_root, list_expids, make_experiment, read_sections
+from ctrbench.errors import ConfigError, did_you_mean
+from ctrbench.files import sha256_of_value
+from ctrbench.schema import UNREAD_DATASET_KEYS, UNREAD_MODEL_KEYS, DatasetConfig
+from ctrbench.tuner.schema import TunerConfig
+from ctrbench.tuner.space import MAX_GRID, Space, Values, parse_space
+from ctrbench.validation import validate
+from ctrbench.yamlfile import load_yaml, shown
+
+# Draws in a row that give nothing new before a random search counts as exhausted.
+MAX_REPEATED_DRAWS = 10_000
+# What may differ when a sweep is continued: how much of it is run, not what it is.
+FREE_KEYS = ("num_trials", "timeout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep, complete.
+
+    Attributes:
+        name: of the sweep, and of its folder.
+        path: the tuner file.
+        config: its content.
+        sections: what the files say of the base experiment.
+        base: the experiment of each key's first value.
+        base_name: what the expids of the trials begin with.
+        space: the search space.
+        seeds: seeds that each setting is run with.
+        tag: only expids that contain it.
+    """
+
+    name: str
+    path: Path
+    config: TunerConfig
+    sections: Sections
+    base: Experiment
+    base_name: str
+    space: Space
+    seeds: tuple[int, ...]
+    tag: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """`<model_root>/sweeps/<name>`: configurations, results and the embedded store."""
+        return self.base.root / self.base.training.model_root / "sweeps" / self.name
+
+    @property
+    def monitor(self) -> str:
+        """What is optimised, for people."""
+        found = self.base.training.monitor
+        name = found if isinstance(found, str) else " + ".join(f"{w:g} {n}" for n, w in found.items() if w)
+        return f"validation {name.removeprefix('1 ')}"
+
+    @property
+    def direction(self) -> str:
+        """max or min."""
+        return self.base.training.monitor_mode
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The settings in order, those that carry the tag only."""
+        return Plan(self)
+
+    def experiment(self, index: int, values: Values) -> Experiment:
+        """The experiment of a setting, with its first seed.
+
+        Raises:
+            ConfigError: the values contradict each other.
+        """
+        overrides = {**values, "dataset_id": self.base_dataset_id, "seed": self.seeds[0]}
+        source = f"{self.path}: tuner_space"
+        found = make_experiment(self.sections, overrides, source, is_data_required=False, is_quiet=True)
+        own = {k: v for k, v in values.items() if k in DatasetConfig.model_fields and self.sections.dataset is not None}
+        changed = {k: v for k, v in own.items() if (self.sections.dataset or {}).get(k, _default(k)) != v}
+        if changed:
+            # Data of its own gets a folder of its own.
+            dataset_id = f"{self.base_dataset_id}_{sha256_of_value(changed)[:8]}"
+            dataset = found.dataset.model_copy(update={"dataset_id": dataset_id})
+            training = found.training.model_copy(update={"dataset_id": dataset_id})
+            found = dataclasses.replace(found, dataset=dataset, training=training)
+        return dataclasses.replace(found, expid=f"{self.base_name}_{index + 1:03d}_{found.config_hash[:8]}")
+
+    def with_seed(self, experiment: Experiment, seed: int) -> Experiment:
+        """The same setting with another seed."""
+        return dataclasses.replace(experiment, training=experiment.training.model_copy(update={"seed": seed}))
+
+    @property
+    def base_dataset_id(self) -> str:
+        """The dataset that is tuned on."""
+        return str(self.config.dataset_id or self.sections.model["dataset_id"])
+
+    def spec(self) -> dict[str, Any]:
+        """What the sweep is, as JSON: two commands share one only if theirs are equal."""
+        tuned = set(self.config.tuner_space)
+        flat = {k: v for k, v in self.base.flat().items() if k not in tuned | NO_EFFECT | {"seed"}}
+        dataset = self.base.dataset.model_dump(exclude={"data_root", "dataset_id", *tuned} - {"rebuild_dataset"})
+        config = self.config.model_dump(by_alias=True)
+        own = ("tuner_space", "sampler", "sampler_seed", "pruner", "exclude")
+        spec = {
+            "base": flat,
+            "dataset": dataset,
+            **{key: config[key] for key in own},
+            "seeds": list(self.seeds),
+            "tag": self.tag,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(spec, sort_keys=True, default=str))
+        return plain
+
+
+class Plan:
+    """The settings of a grid or a random search by index, made as they are asked for.
+
+    TPE has no plan: what it draws depends on what came out before.
+    """
+
+    def __init__(self, sweep: Sweep):
+        self._source = self._tagged(sweep) if sweep.tag is not None else enumerate(self._all(sweep))
+        self._made: list[tuple[int, Values]] = []
+
+    def get(self, number: int) -> tuple[int, Values] | None:
+        """Index and values of the setting with this number, from 0; None behind the last."""
+        while len(self._made) <= number:
+            following = next(self._source, None)
+            if following is None:
+                return None
+            self._made.append(following)
+        return self._made[number]
+
+    def __len__(self) -> int:
+        """Number of settings; endless for a random search with a timeout alone."""
+        self._made += list(self._source)
+        return len(self._made)
+
+    @staticmethod
+    def _all(sweep: Sweep) -> Iterator[Values]:
+        settings = sweep.space.grid() if sweep.config.sampler == "grid" else _random_settings(sweep)
+        return itertools.islice(settings, sweep.config.num_trials)
+
+    @classmethod
+    def _tagged(cls, sweep: Sweep) -> Iterator[tuple[int, Values]]:
+        for index, values in enumerate(cls._all(sweep)):
+            if str(sweep.tag) in sweep.experiment(index, values).expid:
+                yield index, values
+
+
+def _random_settings(sweep: Sweep) -> Iterator[Values]:
+    """Distinct allowed settings, the same for the same seed."""
+    sampler = RandomSampler(seed=sweep.config.sampler_seed)
+    distributions = sweep.space.distributions()
+    seen: set[str] = set()
+    repeated = 0
+    while repeated < MAX_REPEATED_DRAWS:
+        sampled = {
+            key: sampler.sample_independent(None, None, key, distribution)  # type: ignore[arg-type]
+            for key, distribution in distributions.items()
+        }
+        values = sweep.space.from_sampled(sampled)
+        name = json.dumps(values, sort_keys=True, default=str)
+        if name in seen or not sweep.space.allows(values):
+            repeated += 1
+            continue
+        seen.add(name)
+        repeated = 0
+        yield values
+
+
+def load_sweep(path: Path, zoo: Path | None = None, tag: str | None = None, name: str | None = None) -> Sweep:
+    """Read and check a tuner file.
+
+    Args:
+        path: the tuner file.
+        zoo: the model folder, where it cannot be found by the base configuration.
+        tag: only trials whose expid contains it.
+        name: of the sweep; by default the file's, with the tag.
+
+    Raises:
+        ConfigError: all that is wrong, one line each.
+    """
+    content = load_yaml(path)
+    problems: list[str] = []
+    where = lambda key: f"{path}: {key}"  # noqa: E731
+    config: TunerConfig | None = validate(TunerConfig, content, where, problems)
+    if config is None:
+        raise ConfigError(problems)
+    space = parse_space(config.tuner_space, config.exclude, config.sampler == "grid", where, problems)
+    problems += _tuner_problems(path, config, space, tag)
+    if problems:
+        raise ConfigError(problems)
+    sections = _base_sections(path, config, zoo)
+    base_dataset_id = config.dataset_id or sections.model.get("dataset_id")
+    overrides = {dimension.key: dimension.first for dimension in space.dimensions} | {"dataset_id": base_dataset_id}
+    source = f"{path}: tuner_space"
+    _check_values(sections, overrides, space, source)
+    base = make_experiment(sections, overrides, source)
+    if base.dataset.valid_data is None and not base.dataset.valid_size:
+        raise ConfigError(
+            f"{sections.dataset_source}.valid_data: missing, and a sweep compares its trials on the validation split: "
+            "name a file, or set valid_size"
+        )
+    is_open = sections.model.get("dataset_id") == "TBD"
+    base_name = f"{base.training.model}_{base_dataset_id}" if is_open else config.base_expid
+    name = name or (path.stem if tag is None else f"{path.stem}@{tag}")
+    seeds = tuple(config.seeds or [base.training.seed])
+    sweep = Sweep(name, path, config, sections, base, base_name, space, seeds, tag)
+    if config.sampler != "tpe" and sweep.plan.get(0) is None:
+        what = f"--tag {tag}: matches no expid of the sweep" if tag else f"{path}: exclude: leaves no combination"
+        raise ConfigError(what)
+    return sweep
+
+
+def _tuner_problems(path: Path, config: TunerConfig, space: Space, tag: str | None) -> list[str]:
+    problems = []
+    keys = {dimension.key: dimension for dimension in space.dimensions}
+    for key, dimension in keys.items():
+        if dimension.is_single:
+            continue
+        if key in UNREAD_MODEL_KEYS | UNREAD_DATASET_KEYS:
+            problems.append(
+                f"{path}: tuner_space.{key}: nothing reads it, so its values would give equal trials: delete it"
+            )
+        elif key in NO_EFFECT | {"data_root"}:
+            problems.append(f"{path}: tuner_space.{key}: does not change a result: give it one value")
+    if "dataset_id" in keys:
+        problems.append(
+            f"{path}: tuner_space.dataset_id: a sweep is about one dataset: set dataset_id beside tuner_space"
+        )
+    if "seed" in keys and config.seeds:
+        problems.append(
+            f"{path}: seeds: tuner_space has seed as well: keep one of them (seeds averages, seed compares)"
+        )
+    if config.sampler == "grid" and space.size() > MAX_GRID:
+        problems.append(
+            f"{path}: tuner_space: a grid of {space.size():,.0f} trials: set sampler: random and num_trials"
+        )
+    if config.sampler != "grid" and config.num_trials is None and config.timeout is None:
+        problems.append(f"{path}: num_trials: missing: sampler {config.sampler} needs num_trials, timeout or both")
+    if config.sampler == "tpe" and tag is not None:
+        problems.append(f"--tag {tag}: picks trials of a grid or a random search, but sampler is tpe")
+    if config.seeds and len(set(config.seeds)) < len(config.seeds):
+        problems.append(f"{path}: seeds: lists a seed twice, got {shown(config.seeds)}")
+    return problems
+
+
+def _base_sections(path: Path, config: TunerConfig, zoo: Path | None) -> Sections:
+    inline = {"model_config": config.model_config_, "dataset_config": config.dataset_config}
+    inline = {key: value for key, value in inline.items() if value is not None}
+    if config.model_config_ is not None and config.base_config is None:
+        config_dir = path.parent
+    else:
+        config_dir = _config_dir(path, config.base_config)
+        expids = [] if config.model_config_ is not None else list_expids(config_dir)
+        if config.model_config_ is None and config.base_expid not in expids:
+            raise ConfigError(
+                f"{path}: base_expid: {config_dir} has no '{config.base_expid}'{did_you_mean(config.base_expid, expids)}; "
+                f"known: {', '.join(expids) or 'none'}"
+            )
+    overrides = {"dataset_id": config.dataset_id} if config.dataset_id else {}
+    model = config.tuner_space.get("model")
+    if isinstance(model, str):
+        overrides["model"] = model
+    return read_sections(config_dir, config.base_expid, zoo, overrides, inline, str(path))
+
+
+def _config_dir(path: Path, base_config: str | None) -> Path:
+    """Where `base_config` lies: from the root, the tuner file, here, or a folder beside the zoo (FuxiCTR's scripts)."""
+    root = find_root(path.parent)
+    if base_config is None:
+        places = [path.parent, path.parent.parent]
+    else:
+        places = [base / base_config for base in (root, path.parent, Path.cwd(), root / "benchmarks")]
+    for place in places:
+        if (place / "model_config.yaml").is_file() or any((place / "model_config").glob("*.yaml")):
+            return place.resolve()
+    raise ConfigError(
+        f"{path}: base_config: no folder with model_config.yaml, got {shown(base_config)} "
+        f"(looked at {', '.join(dict.fromkeys(str(place) for place in places))})"
+    )
+
+
+def _check_values(sections: Sections, overrides: dict[str, Any], space: Space, source: str) -> None:
+    """Check each value of each key on its own, so that all that are wrong are reported at once and before anything runs."""
+    problems: dict[str, None] = {}
+    candidates = [overrides]
+    for dimension in space.dimensions:
+        ends = dimension.choices if dimension.range is None else (dimension.range.low, dimension.range.high)
+        candidates += [{**overrides, dimension.key: value} for value in ends[1:]]
+    for candidate in candidates:
+        try:
+            make_experiment(sections, candidate, source, is_quiet=True)
+        except ConfigError as error:
+            problems.update(dict.fromkeys(error.problems))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _default(key: str) -> Any:
+    return DatasetConfig.model_fields[key].default

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One slot of a sweep: a long-lived process that runs one trial after the other.
+
+Python, the device and the data stay loaded between trials. The process ends with the one that started it, however that
+ends: a thread waits for its end of the pipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import logging
+import os
+import queue
+import signal
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from ctrbench.batches import ResidentData
+from ctrbench.config import Experiment
+from ctrbench.errors import CtrbenchError, InterruptedRunError
+from ctrbench.preprocess import build_dataset
+from ctrbench.run import Session, run
+from ctrbench.tuner.records import SeedResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A trial as its worker gets it.
+
+    Attributes:
+        trial_id: of the store.
+        experiments: one for each seed.
+        gpu: index of the GPU; -1 is the CPU.
+        sweep_id: identifies the sweep in the reports of its runs.
+        commands: how to run each experiment by hand.
+        asks: whether to wait for the pruner's word after each evaluation.
+    """
+
+    trial_id: int
+    experiments: list[Experiment]
+    gpu: int
+    sweep_id: str
+    commands: list[str]
+    asks: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """An evaluation of a running trial: the monitored value after each one of this seed's run so far."""
+
+    trial_id: int
+    seed: int
+    curve: list[float]
+    epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A trial that ended.
+
+    `how` is complete, pruned, failed, out_of_memory or stopped; `error` says why a trial failed.
+    """
+
+    trial_id: int
+    how: str
+    results: list[SeedResult]
+    data_hash: str | None = None
+    num_adopted: int = 0
+    error: str = ""
+    trace: str = ""
+
+
+# What a worker says when it can take a task.
+READY = "ready"
+
+
+class _PrunedError(Exception):
+    """The trial is given up."""
+
+
+def main(link: Connection, num_threads: int) -> None:
+    """Run the tasks that come through `link` until it closes."""
+    # A terminal sends Ctrl-C to every process; the parent decides what becomes of this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(num_threads)
+    # The sweep's own lines are on the terminal; what a run says is in its train.log.
+    logging.getLogger().addHandler(logging.NullHandler())
+    inbox: queue.Queue[Any] = queue.Queue()
+    stop = threading.Event()
+    threading.Thread(target=_receive, args=(link, inbox, stop), daemon=True).start()
+    data = ResidentData()
+    link.send(READY)
+    while True:
+        task = inbox.get()
+        if task is None:
+            return
+        if isinstance(task, Task):
+            stop.clear()
+            link.send(_Trial(task, link, inbox, stop, data).run())
+            gc.collect()
+
+
+def _receive(link: Connection, inbox: queue.Queue[Any], stop: threading.Event) -> None:
+    try:
+        while True:
+            message = link.recv()
+            if message == "stop":
+                stop.set()
+            inbox.put(message if message != "stop" else "go")
+    except (EOFError, OSError):
+        os._exit(1)  # the parent is gone; files are whole at any moment
+
+
+class _Trial:
+    def __init__(
+        self, task: Task, link: Connection, inbox: queue.Queue[Any], stop: threading.Event, data: ResidentData
+    ):
+        self.task, self.link, self.inbox, self.stop, self.data = task, link, inbox, stop, data
+        self.results: list[SeedResult] = []
+        self.num_adopted = 0
+        self.data_hash: str | None = None
+
+    def run(self) -> Ended:
+        try:
+            for position, experiment in enumerate(self.task.experiments):
+                report = self._finished_report(experiment)
+                self.num_adopted += report is not None
+                if report is None:
+                    report = self._run(experiment, position)
+                self.data_hash = report["data_hash"]
+                self.results.append(SeedResult.from_report(report, str(experiment.run_dir)))
+            return self._ended("complete")
+        except _PrunedError:
+            return self._ended("pruned")
+        except InterruptedRunError:
+            return self._ended("stopped")
+        except Exception as error:
+            how = "out_of_memory" if _is_out_of_memory(error) else "failed"
+            if isinstance(error, CtrbenchError):
+                return self._ended(how, str(error))
+            return self._ended(how, f"{type(error).__name__}: {error}".strip(), traceback.format_exc())
+
+    def _run(self, experiment: Experiment, position: int) -> dict[str, Any]:
+        is_first = position == 0
+        weights = experiment.training.monitor
+        monitor = {weights: 1} if isinstance(weights, str) else weights
+
+        def tell(history: list[dict[str, Any]]) -> None:
+            curve = [sum(weight * record[name] for name, weight in monitor.items() if weight) for record in history]
+            self.link.send(Evaluated(self.task.trial_id, experiment.training.seed, curve, history[-1]["epoch"]))
+            # A setting is judged by its first seed; once that has come through, the others run to their end.
+            if self.task.asks and is_first and self.inbox.get() == "prune":
+                raise _PrunedError
+
+        notes = {"sweep": self.task.sweep_id}
+        session = Session(self.data, tell, self.stop.is_set, is_quiet=True, notes=notes)
+        return run(experiment, self.task.gpu, command=self.task.commands[position], session=session)
+
+    def _finished_report(self, experiment: Experiment) -> dict[str, Any] | None:
+        """The report of a run that this sweep finished before it was interrupted."""
+        run_dir = experiment.run_dir
+        if not (run_dir / "DONE").exists():
+            return None
+        try:
+            report: dict[str, Any] = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+            same = report["sweep"] == self.task.sweep_id and report["config_hash"] == experiment.config_hash
+            if same and report["data_hash"] == self._data_hash_of(experiment):
+                return report
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    @staticmethod
+    def _data_hash_of(experiment: Experiment) -> str:
+        return build_dataset(experiment.dataset, root=experiment.root, task=experiment.training.task).data_hash
+
+    def _ended(self, how: str, error: str = "", trace: str = "") -> Ended:
+        return Ended(self.task.trial_id, how, self.results, self.data_hash, self.num_adopted, error, trace)
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a device or the machine had too little memory, also where it is the cause of another error."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "not enough memory" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+def describe_device(gpu: int) -> str:
+    """The device as tables show it."""
+    return "cpu" if gpu < 0 else f"gpu {gpu}"
