@@ -34,6 +34,7 @@ setup(
         "safetensors>=0.4,<1",
         "filelock>=3.13,<5",
         "optuna>=4,<6",
+        "sqlalchemy>=2,<3",
         "jinja2>=3.1,<4",
     ],
     extras_require={

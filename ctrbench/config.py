@@ -167,7 +167,7 @@ def read_sections(
         ConfigError: a file is missing or not YAML, or there is no such section.
     """
     root, inline = find_root(config_dir, zoo), inline or {}
-    _check_name(expid, f"--expid {expid}")
+    check_name(expid, f"--expid {expid}")
     if "model_config" in inline:
         source = f"{inline_source}: model_config.{expid}"
         section, origins = _inline_section(inline["model_config"], expid, inline_source)
@@ -180,7 +180,7 @@ def read_sections(
         zoo, problem = _find_zoo(config_dir, root, named.get("model"))
     dataset_id = named.get("dataset_id")
     if isinstance(dataset_id, str) and dataset_id in inline.get("dataset_config", {}):
-        _check_name(dataset_id, f"{inline_source}: dataset_config.{dataset_id}")
+        check_name(dataset_id, f"{inline_source}: dataset_config.{dataset_id}")
         dataset, dataset_source = inline["dataset_config"][dataset_id], f"{inline_source}: dataset_config.{dataset_id}"
     else:
         dataset, dataset_source = _dataset_section(config_dir, root, dataset_id)
@@ -207,7 +207,8 @@ def make_experiment(
         ConfigError: with one line per problem.
     """
     expid, root, zoo = sections.expid, sections.root, sections.zoo
-    dataset_keys = {k: v for k, v in overrides.items() if k in DatasetConfig.model_fields and k != "dataset_id"}
+    of_dataset = DatasetConfig.model_fields.keys() | UNREAD_DATASET_KEYS
+    dataset_keys = {k: v for k, v in overrides.items() if k in of_dataset and k != "dataset_id"}
     section = {**sections.model, **{k: v for k, v in overrides.items() if k not in dataset_keys}}
     origins = sections.origins | dict.fromkeys(overrides, override_source or f"--set: {expid}")
     where = Where(sections.source, origins)
@@ -269,14 +270,14 @@ def find_root(config_dir: Path, zoo: Path | None = None) -> Path:
     A configuration folder that lies elsewhere has the root of the model folder `zoo`.
     """
     config_dir = config_dir.resolve()
-    folders = [*config_dir.parents, *((zoo / "config").resolve().parents if zoo else ())]
+    folders = [config_dir, *config_dir.parents, *((zoo / "config").resolve().parents if zoo else ())]
     for folder in folders:
         if (folder / "model_zoo").is_dir() and (folder / "config" / "dataset_config").is_dir():
             return folder
     return next((folder for folder in folders if (folder / "src").is_dir()), config_dir.parent)
 
 
-def _check_name(name: str, where: str) -> None:
+def check_name(name: str, where: str) -> None:
     """Experiments and datasets name folders, which must not lie elsewhere."""
     if not name or name in (".", "..") or set(name) & set("/\\\0"):
         raise ConfigError(f"{where}: names a folder, so it must not contain '/' or be '.' or '..'")
@@ -374,7 +375,7 @@ def _dataset_section(config_dir: Path, root: Path, dataset_id: Any) -> tuple[dic
             section = content[dataset_id]
             if not isinstance(section, dict):
                 raise ConfigError(f"{path}: {dataset_id}: must be a section of keys, got {shown(section)}")
-            _check_name(dataset_id, f"{path}: {dataset_id}")
+            check_name(dataset_id, f"{path}: {dataset_id}")
             return section, f"{path}: {dataset_id}"
     places = [config_dir / "dataset_config.yaml", root / "config" / "dataset_config" / "*.yaml"]
     return None, f"unknown dataset, got {shown(dataset_id)}{did_you_mean(dataset_id, known)}; " + (

@@ -19,7 +19,7 @@ from ctrbench.batches import Batch, load_items
 from ctrbench.columns import draft_feature_map
 from ctrbench.config import Experiment
 from ctrbench.errors import ConfigError
-from ctrbench.features import FeatureMap, load_feature_map
+from ctrbench.features import ITEM, FeatureMap, load_feature_map
 from ctrbench.items import FILE as ITEMS_FILE
 from ctrbench.preprocess import FEATURE_MAP
 from ctrbench.schema import TrainingConfig
@@ -92,13 +92,17 @@ def estimate(experiment: Experiment, gpu: int | None = None) -> Estimate:
     manifest = manifests.read(experiment.dataset.folder(experiment.root))
     rows = manifest["num_rows"] if manifest else {}
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    width = sum(stored_width(spec) or 1 for spec in feature_map.features.values()) + len(feature_map.labels)
+    cells = sum(rows.values()) * len(feature_map.labels)
+    for spec in feature_map.features.values():
+        # What is known of an item lies in its table once.
+        is_looked_up = feature_map.item_key is not None and spec.get("source") == ITEM
+        holders = feature_map.features[feature_map.item_key]["vocab_size"] if is_looked_up else sum(rows.values())
+        cells += holders * (stored_width(spec) or 1)
     seconds = None
     if gpu is not None and "train" in rows:
         batch_size = experiment.training.batch_size
         seconds = _step_seconds(experiment, feature_map, gpu) * math.ceil(rows["train"] / batch_size)
-    data_bytes = BYTES_PER_CELL * width * sum(rows.values())
-    return Estimate(parameters, rows.get("train"), BYTES_PER_PARAMETER * parameters, data_bytes, seconds)
+    return Estimate(parameters, rows.get("train"), BYTES_PER_PARAMETER * parameters, BYTES_PER_CELL * cells, seconds)
 
 
 def _feature_map(experiment: Experiment, folder: Path, flat: dict[str, Any]) -> tuple[FeatureMap | None, bool]:

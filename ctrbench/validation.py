@@ -55,6 +55,8 @@ def valid_part(values: dict[str, Any]) -> TrainingConfig:
 def _key_of(location: tuple[Any, ...], values: dict[str, Any]) -> str:
     """`feature_cols['I1'].type` from pydantic's location, which numbers columns and ends in names of union members."""
     parts = [str(location[0])]
+    if parts[0] == "exclude" and len(location) > 1:
+        return ".".join([f"exclude[{location[1]}]", *map(str, location[2:3])])
     if len(location) > 1 and isinstance(location[1], int) and parts[0] in ("feature_cols", "label_col"):
         columns = values.get(parts[0])
         column = expand_columns(columns)[location[1]] if isinstance(columns, list) else None
@@ -80,7 +82,8 @@ def _explain(items: Sequence[Any], model: type[pydantic.BaseModel]) -> str:
     if kind == "extra_forbidden":
         columns: dict[str, type[pydantic.BaseModel]] = {"feature_cols": FeatureColumn, "label_col": LabelColumn}
         fields = columns.get(str(item["loc"][0]), model)
-        return f"unknown key, got {shown(got)}{did_you_mean(key, fields.model_fields)}"
+        known = [field.alias or name for name, field in fields.model_fields.items()]
+        return f"unknown key, got {shown(got)}{did_you_mean(key, known)}"
     if kind == "missing":
         return "missing, this key is required"
     if kind == "literal_error":
@@ -109,7 +112,7 @@ def check_model_params(zoo: Path, name: str, params: dict[str, Any], where: Wher
     problems = []
     for key, value in params.items():
         if key not in keys:
-            known = sorted({*keys, *TrainingConfig.model_fields})
+            known = sorted({*keys, *TrainingConfig.model_fields, *DatasetConfig.model_fields})
             problems.append(f"{where(key)}: unknown key, got {shown(value)}{did_you_mean(key, known)}")
             continue
         problem = _check_type(keys[key], model_class, value) or _check_range(key, value)

@@ -75,7 +75,7 @@ def rerun_command(sweep: Sweep, experiment: Experiment, gpu: int, config_dir: Pa
     config = _from_root(config_dir or sweep.folder / "config", sweep)
     script = experiment.zoo / "run_expid.py"
     arguments = ["--config", config, "--expid", experiment.expid, "--gpu", str(gpu)]
-    if experiment.training.seed != sweep.seeds[0]:
+    if sweep.config.seeds and experiment.training.seed != sweep.seeds[0]:
         arguments += ["--seed", str(experiment.training.seed)]
     if script.is_file():
         return shlex.join(["python", _from_root(script, sweep), *arguments])

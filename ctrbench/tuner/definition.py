@@ -7,18 +7,27 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from optuna.samplers import RandomSampler
 
-from ctrbench.config import NO_EFFECT, Experiment, Sections, find_root, list_expids, make_experiment, read_sections
+from ctrbench.config import (
+    NO_EFFECT,
+    Experiment,
+    Sections,
+    check_name,
+    find_root,
+    list_expids,
+    make_experiment,
+    read_sections,
+)
 from ctrbench.errors import ConfigError, did_you_mean
 from ctrbench.files import sha256_of_value
 from ctrbench.schema import UNREAD_DATASET_KEYS, UNREAD_MODEL_KEYS, DatasetConfig
 from ctrbench.tuner.schema import TunerConfig
-from ctrbench.tuner.space import MAX_GRID, Space, Values, parse_space
+from ctrbench.tuner.space import MAX_GRID, Dimension, Space, Values, parse_space
 from ctrbench.validation import validate
 from ctrbench.yamlfile import load_yaml, shown
 
@@ -82,18 +91,20 @@ class Sweep:
         Raises:
             ConfigError: the values contradict each other.
         """
-        overrides = {**values, "dataset_id": self.base_dataset_id, "seed": self.seeds[0]}
+        overrides = {"seed": self.seeds[0], **values}
+        overrides["dataset_id"] = own_dataset_id(self.sections, self.base_dataset_id, values)
         source = f"{self.path}: tuner_space"
         found = make_experiment(self.sections, overrides, source, is_data_required=False, is_quiet=True)
-        own = {k: v for k, v in values.items() if k in DatasetConfig.model_fields and self.sections.dataset is not None}
-        changed = {k: v for k, v in own.items() if (self.sections.dataset or {}).get(k, _default(k)) != v}
-        if changed:
-            # Data of its own gets a folder of its own.
-            dataset_id = f"{self.base_dataset_id}_{sha256_of_value(changed)[:8]}"
-            dataset = found.dataset.model_copy(update={"dataset_id": dataset_id})
-            training = found.training.model_copy(update={"dataset_id": dataset_id})
-            found = dataclasses.replace(found, dataset=dataset, training=training)
         return dataclasses.replace(found, expid=f"{self.base_name}_{index + 1:03d}_{found.config_hash[:8]}")
+
+    def experiments(self, index: int, values: Values) -> list[Experiment]:
+        """The experiments of a setting, one for each seed.
+
+        Raises:
+            ConfigError: the values contradict each other.
+        """
+        first = self.experiment(index, values)
+        return [self.with_seed(first, seed) for seed in self.config.seeds] if self.config.seeds else [first]
 
     def with_seed(self, experiment: Experiment, seed: int) -> Experiment:
         """The same setting with another seed."""
@@ -115,6 +126,7 @@ class Sweep:
             "base": flat,
             "dataset": dataset,
             **{key: config[key] for key in own},
+            "order": [dimension.key for dimension in self.space.dimensions],
             "seeds": list(self.seeds),
             "tag": self.tag,
         }
@@ -154,7 +166,11 @@ class Plan:
     @classmethod
     def _tagged(cls, sweep: Sweep) -> Iterator[tuple[int, Values]]:
         for index, values in enumerate(cls._all(sweep)):
-            if str(sweep.tag) in sweep.experiment(index, values).expid:
+            try:
+                expid = sweep.experiment(index, values).expid
+            except ConfigError:  # it has no hash, and could not be run
+                continue
+            if str(sweep.tag) in expid:
                 yield index, values
 
 
@@ -179,7 +195,13 @@ def _random_settings(sweep: Sweep) -> Iterator[Values]:
         yield values
 
 
-def load_sweep(path: Path, zoo: Path | None = None, tag: str | None = None, name: str | None = None) -> Sweep:
+def load_sweep(
+    path: Path,
+    zoo: Path | None = None,
+    tag: str | None = None,
+    name: str | None = None,
+    is_data_required: bool = True,
+) -> Sweep:
     """Read and check a tuner file.
 
     Args:
@@ -187,6 +209,7 @@ def load_sweep(path: Path, zoo: Path | None = None, tag: str | None = None, name
         zoo: the model folder, where it cannot be found by the base configuration.
         tag: only trials whose expid contains it.
         name: of the sweep; by default the file's, with the tag.
+        is_data_required: report raw files that are missing.
 
     Raises:
         ConfigError: all that is wrong, one line each.
@@ -202,24 +225,23 @@ def load_sweep(path: Path, zoo: Path | None = None, tag: str | None = None, name
     if problems:
         raise ConfigError(problems)
     sections = _base_sections(path, config, zoo)
+    if sections.dataset is None and sections.dataset_source:
+        raise ConfigError(f"{path}: dataset_id: {sections.dataset_source}")
     base_dataset_id = config.dataset_id or sections.model.get("dataset_id")
-    overrides = {dimension.key: dimension.first for dimension in space.dimensions} | {"dataset_id": base_dataset_id}
-    source = f"{path}: tuner_space"
-    _check_values(sections, overrides, space, source)
-    base = make_experiment(sections, overrides, source)
-    if base.dataset.valid_data is None and not base.dataset.valid_size:
-        raise ConfigError(
-            f"{sections.dataset_source}.valid_data: missing, and a sweep compares its trials on the validation split: "
-            "name a file, or set valid_size"
-        )
+    space = dataclasses.replace(space, dimensions=_in_fuxictr_order(space, sections))
+    first = space.first()
+    if first is None:
+        raise ConfigError(f"{path}: exclude: leaves no combination")
+    base = _check_values(sections, str(base_dataset_id), first, space, f"{path}: tuner_space", is_data_required)
     is_open = sections.model.get("dataset_id") == "TBD"
     base_name = f"{base.training.model}_{base_dataset_id}" if is_open else config.base_expid
+    if name is not None:
+        check_name(name, f"--name {name}")
     name = name or (path.stem if tag is None else f"{path.stem}@{tag}")
     seeds = tuple(config.seeds or [base.training.seed])
     sweep = Sweep(name, path, config, sections, base, base_name, space, seeds, tag)
     if config.sampler != "tpe" and sweep.plan.get(0) is None:
-        what = f"--tag {tag}: matches no expid of the sweep" if tag else f"{path}: exclude: leaves no combination"
-        raise ConfigError(what)
+        raise ConfigError(f"--tag {tag}: matches no expid of the sweep")
     return sweep
 
 
@@ -235,6 +257,10 @@ def _tuner_problems(path: Path, config: TunerConfig, space: Space, tag: str | No
             )
         elif key in NO_EFFECT | {"data_root"}:
             problems.append(f"{path}: tuner_space.{key}: does not change a result: give it one value")
+        elif key in ("monitor", "monitor_mode", "task"):
+            problems.append(
+                f"{path}: tuner_space.{key}: trials of different objectives cannot be compared: give it one value"
+            )
     if "dataset_id" in keys:
         problems.append(
             f"{path}: tuner_space.dataset_id: a sweep is about one dataset: set dataset_id beside tuner_space"
@@ -249,6 +275,8 @@ def _tuner_problems(path: Path, config: TunerConfig, space: Space, tag: str | No
         )
     if config.sampler != "grid" and config.num_trials is None and config.timeout is None:
         problems.append(f"{path}: num_trials: missing: sampler {config.sampler} needs num_trials, timeout or both")
+    if config.sampler == "random" and config.num_trials is None and tag is not None:
+        problems.append(f"--tag {tag}: picks among the trials of a random search, which needs num_trials for that")
     if config.sampler == "tpe" and tag is not None:
         problems.append(f"--tag {tag}: picks trials of a grid or a random search, but sampler is tpe")
     if config.seeds and len(set(config.seeds)) < len(config.seeds):
@@ -278,7 +306,7 @@ def _base_sections(path: Path, config: TunerConfig, zoo: Path | None) -> Section
 
 def _config_dir(path: Path, base_config: str | None) -> Path:
     """Where `base_config` lies: from the root, the tuner file, here, or a folder beside the zoo (FuxiCTR's scripts)."""
-    root = find_root(path.parent)
+    root = find_root(path.resolve().parent)
     if base_config is None:
         places = [path.parent, path.parent.parent]
     else:
@@ -292,21 +320,62 @@ def _config_dir(path: Path, base_config: str | None) -> Path:
     )
 
 
-def _check_values(sections: Sections, overrides: dict[str, Any], space: Space, source: str) -> None:
-    """Check each value of each key on its own, so that all that are wrong are reported at once and before anything runs."""
+def _in_fuxictr_order(space: Space, sections: Sections) -> tuple[Dimension, ...]:
+    """The keys as FuxiCTR counts: the model's as the base has them, then the dataset's, so that numbers mean the same."""
+    of_dataset = [d for d in space.dimensions if d.key in DatasetConfig.model_fields]
+    of_model = [d for d in space.dimensions if d not in of_dataset]
+
+    def by_position(dimensions: list[Dimension], section: Mapping[str, Any]) -> list[Dimension]:
+        order = {key: position for position, key in enumerate(section)}
+        return sorted(dimensions, key=lambda dimension: order.get(dimension.key, len(order)))
+
+    return (*by_position(of_model, sections.model), *by_position(of_dataset, sections.dataset or {}))
+
+
+def _check_values(
+    sections: Sections, base_dataset_id: str, first: Values, space: Space, source: str, is_data_required: bool
+) -> Experiment:
+    """Check each value of each key, the others as in the first setting, so that all that is wrong is said before any run.
+
+    Returns:
+        The experiment of the first setting, with the base's dataset_id.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
     problems: dict[str, None] = {}
-    candidates = [overrides]
-    for dimension in space.dimensions:
-        ends = dimension.choices if dimension.range is None else (dimension.range.low, dimension.range.high)
-        candidates += [{**overrides, dimension.key: value} for value in ends[1:]]
-    for candidate in candidates:
+
+    def check(values: Values) -> None:
+        overrides = {**values, "dataset_id": own_dataset_id(sections, base_dataset_id, values)}
         try:
-            make_experiment(sections, candidate, source, is_quiet=True)
+            found = make_experiment(sections, overrides, source, is_data_required, is_quiet=True)
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
+            return
+        if found.dataset.valid_data is None and not found.dataset.valid_size:
+            problems[
+                f"{sections.dataset_source}.valid_data: missing, and a sweep compares its trials on the validation split: "
+                "name a file, or set valid_size"
+            ] = None
+
+    check(first)
+    unknown = [
+        dimension.key for dimension in space.dimensions if any(f".{dimension.key}: unknown" in p for p in problems)
+    ]
+    for dimension in space.dimensions:
+        ends = dimension.choices if dimension.range is None else (dimension.range.low, dimension.range.high)
+        for value in ends if dimension.key not in unknown else ():
+            candidate = {**first, dimension.key: value}
+            if space.allows(candidate):
+                check(candidate)
     if problems:
         raise ConfigError(problems)
+    return make_experiment(sections, {**first, "dataset_id": base_dataset_id}, source, is_data_required=False)
 
 
-def _default(key: str) -> Any:
-    return DatasetConfig.model_fields[key].default
+def own_dataset_id(sections: Sections, base_dataset_id: str, values: Values) -> str:
+    """The dataset of a setting: the base's, or one of its own where the setting changes what the data holds."""
+    base, fields = sections.dataset or {}, DatasetConfig.model_fields
+    of_data = [key for key in values if key in fields and key not in ("data_root", "rebuild_dataset")]
+    changed = {key: values[key] for key in of_data if base.get(key, fields[key].default) != values[key]}
+    return f"{base_dataset_id}_{sha256_of_value(changed)[:8]}" if changed else base_dataset_id

@@ -140,7 +140,9 @@ def slot_cells(slot: Slot, direction: str) -> tuple[str, ...]:
     better = max if direction == "max" else min
     last, best = (f"{job.curve[-1]:.6f}", f"{better(job.curve):.6f}") if job.curve else ("", "")
     name = (
-        job.expid if len(job.experiments) == 1 else f"{job.expid} seed {job.seed or job.experiments[0].training.seed}"
+        job.expid
+        if len(job.experiments) == 1
+        else f"{job.expid} seed {job.experiments[0].training.seed if job.seed is None else job.seed}"
     )
     return (slot.device, name, str(job.epoch or ""), last, best, duration(time.monotonic() - slot.since))
 

@@ -12,6 +12,7 @@ from ctrbench.estimate import Estimate, estimate
 from ctrbench.tuner.definition import Sweep
 from ctrbench.tuner.display import duration
 from ctrbench.tuner.space import Values
+from ctrbench.validation import missing_data
 from ctrbench.yamlfile import shown
 
 # More trials than these are counted, not shown.
@@ -77,7 +78,9 @@ def _trials(sweep: Sweep) -> Iterator[tuple[int, Values, Experiment | None, str]
 def _totals(sweep: Sweep, found: list[Estimate], count: int, gpus: list[int]) -> list[str]:
     known = [e for e in found if e.model_bytes is not None and e.data_bytes is not None]
     if not known:
-        return [f"memory and time: not known before {sweep.base_dataset_id} is built, which the sweep does first"]
+        missing = missing_data(sweep.base.dataset, sweep.base.root)
+        why = f"its data is missing: {', '.join(missing.values())}" if missing else "the sweep does that first"
+        return [f"memory and time: not known before {sweep.base_dataset_id} is built ({why})"]
     largest = max((e.model_bytes or 0) + (e.data_bytes or 0) for e in known)
     sharing = max(gpus.count(gpu) for gpu in gpus)
     lines = [

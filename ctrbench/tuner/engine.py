@@ -42,6 +42,8 @@ class Job:
         experiments: one for each seed.
         curve: the monitored value at each evaluation of the first seed.
         epoch: that it is in.
+        seed: of the run that it is in.
+        is_fresh: whether it takes nothing from an unfinished run of an earlier sweep.
         deaths: of workers in a row while they ran it.
         is_alone: whether it ran out of memory and is tried once more with its device to itself.
     """
@@ -52,7 +54,8 @@ class Job:
     experiments: list[Experiment]
     curve: list[float] = dataclasses.field(default_factory=list)
     epoch: int = 0
-    seed: int = 0
+    seed: int | None = None
+    is_fresh: bool = False
     deaths: int = 0
     is_alone: bool = False
 
@@ -71,9 +74,13 @@ class Engine:
         gpus: a slot for each.
         sweep_id: identifies the sweep in the reports of its runs.
         display: shows what happens.
+        is_fresh: take nothing from unfinished runs of an earlier sweep.
     """
 
-    def __init__(self, sweep: Sweep, store: Store, gpus: list[int], sweep_id: str, display: Display):
+    def __init__(
+        self, sweep: Sweep, store: Store, gpus: list[int], sweep_id: str, display: Display, is_fresh: bool = False
+    ):
+        self.is_fresh = is_fresh
         self.sweep, self.store, self.sweep_id, self.display = sweep, store, sweep_id, display
         self.configs = ConfigFolder(sweep, sweep.folder / "config")
         self.slots = make_slots(gpus)
@@ -170,17 +177,16 @@ class Engine:
                 continue
             index, values = setting
             try:
-                first = self.sweep.experiment(index, values)
+                experiments = self.sweep.experiments(index, values)
             except ConfigError as error:
                 expid = f"{self.sweep.base_name}_{index + 1:03d}"
                 self._describe(claim, index, expid, values)
                 self.store.fail(claim.trial_id, Outcome("", error=str(error)))
                 self.display.failed(expid, str(error))
                 continue
-            self._describe(claim, index, first.expid, values)
-            experiments = [self.sweep.with_seed(first, seed) for seed in self.sweep.seeds]
-            self.configs.add(values, first)
-            return Job(claim, index, values, experiments)
+            self._describe(claim, index, experiments[0].expid, values)
+            self.configs.add(values, experiments[0])
+            return Job(claim, index, values, experiments, is_fresh=self.is_fresh and claim.values is None)
 
     def _setting(self, claim: Claim) -> tuple[int, Values] | None:
         if self.sweep.config.sampler != "tpe":
@@ -205,7 +211,8 @@ class Engine:
         from ctrbench.tuner.worker import Task
 
         commands = [rerun_command(self.sweep, experiment, slot.gpu) for experiment in job.experiments]
-        task = Task(job.claim.trial_id, job.experiments, slot.gpu, self.sweep_id, commands, self.asks)
+        task = Task(job.claim.trial_id, job.experiments, slot.gpu, self.sweep_id, commands, self.asks, job.is_fresh)
+        job.is_fresh = False
         slot.run(job, task)
         self.display.started(job.expid, slot.device)
 
@@ -224,7 +231,7 @@ class Engine:
     def _on_evaluation(self, slot: Slot, message: Any) -> None:
         job: Job = slot.job
         job.deaths, job.epoch, job.seed = 0, message.epoch, message.seed
-        if message.seed == self.sweep.seeds[0]:
+        if message.seed == job.experiments[0].training.seed:
             job.curve = message.curve
             if self.asks:
                 slot.say("prune" if self.store.is_hopeless(job.claim.trial_id, job.curve) else "go")

@@ -72,7 +72,8 @@ def importance(sweep: Sweep, records: list[TrialRecord], study: optuna.Study) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            # What the best share of the trials has in common; of few trials a tenth would be one or none.
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, min(0.5, 5 / len(done))))
             found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=keys)
         except (ValueError, RuntimeError):  # too few different values
             return {}
@@ -85,7 +86,8 @@ def to_csv(sweep: Sweep, records: list[TrialRecord], gpu: int) -> str:
     names = sorted({f"{s}_{m}" for r in records for run in r.seeds for s, ms in run.metrics.items() for m in ms})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*FUXICTR_COLUMNS, *OWN_COLUMNS, *names, *keys])
+    columns = [*FUXICTR_COLUMNS, *OWN_COLUMNS, *names]
+    writer.writerow([*columns, *(f"tuned_{key}" if key in columns else key for key in keys)])
     for record in sorted(records, key=lambda record: record.index):
         runs: list[SeedResult | None] = [*record.seeds] or [None]
         for run in runs:

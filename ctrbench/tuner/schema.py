@@ -32,6 +32,13 @@ class Range(_Section):
         return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
 
 
+class Between(_Section):
+    """Part of a range, in an exclusion: `{low: 0.3}` is all from 0.3 on."""
+
+    low: Number | None = None
+    high: Number | None = None
+
+
 class PrunerConfig(_Section):
     """When a trial is given up, by the curve of its monitored validation value.
 
@@ -86,7 +93,7 @@ class TunerConfig(_Section):
     sampler: Literal["grid", "random", "tpe"] = "grid"
     sampler_seed: Annotated[int, Field(ge=0, lt=2**32)] = 2024
     num_trials: PositiveInt | None = None
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | PositiveInt | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] | None = None
     pruner: Annotated[PrunerConfig, BeforeValidator(_by_name)] = PrunerConfig()
     exclude: list[Exclusion] = []

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 from optuna.distributions import (
@@ -17,7 +18,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from ctrbench.tuner.schema import Exclusion, Range
+from ctrbench.tuner.schema import Between, Exclusion, Range
 from ctrbench.validation import Where, validate
 from ctrbench.yamlfile import shown
 
@@ -38,9 +39,10 @@ class Dimension:
         """All values, in order."""
         if self.range is None:
             return list(self.choices)
-        low, high, step = self.range.low, self.range.high, self.range.step or 1
-        count = math.floor((high - low) / step * (1 + 1e-12)) + 1
-        return [low + i * step if self.range.is_whole else float(f"{low + i * step:.12g}") for i in range(count)]
+        # In decimal, as the file says it: 0.1 three times is 0.3.
+        low, high, step = (Decimal(str(x)) for x in (self.range.low, self.range.high, self.range.step or 1))
+        values = [low + i * step for i in range(int((high - low) / step) + 1)]
+        return [int(value) if self.range.is_whole else float(value) for value in values]
 
     def distribution(self) -> BaseDistribution:
         """The form that Optuna samples from. A choice that is not a scalar is named by its JSON text."""
@@ -65,6 +67,13 @@ class Dimension:
         if self.range is None:
             return _named(value)
         return int(value) if self.range.is_whole else min(max(float(value), self.range.low), self.range.high)
+
+    def may_be(self, value: Any) -> bool:
+        """Whether `value` is one of its values."""
+        if self.range is None:
+            return any(_equal(choice, value) for choice in self.choices)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and self.range.low <= value <= self.range.high
 
     @property
     def first(self) -> Any:
@@ -98,6 +107,12 @@ class Space:
             setting = dict(zip(keys, values, strict=True))
             if self.allows(setting):
                 yield setting
+
+    def first(self) -> Values | None:
+        """An allowed combination, the first of a grid; None if all are excluded."""
+        if self.size() <= MAX_GRID:
+            return next(self.grid(), None)
+        return {dimension.key: dimension.first for dimension in self.dimensions}
 
     def size(self) -> float:
         """Number of combinations, excluded ones included; infinite where a range is continuous."""
@@ -142,13 +157,16 @@ def parse_space(
             dimension = _choices(key, value, where(name), problems)
         if dimension is not None:
             dimensions.append(dimension)
-    known = {str(key) for key in tuner_space}
+    by_key = {dimension.key: dimension for dimension in dimensions}
     for number, exclusion in enumerate(exclude):
-        for key in exclusion.condition:
-            if key not in known:
-                problems.append(
-                    f"{where(f'exclude[{number}].if')}: '{key}' is not in tuner_space, so this excludes nothing"
-                )
+        for key, wanted in exclusion.condition.items():
+            name = where(f"exclude[{number}].if.{key}")
+            if key not in tuner_space:
+                problems.append(f"{name}: '{key}' is not in tuner_space, so this excludes nothing")
+            elif isinstance(wanted, dict) and key in by_key and wanted not in by_key[key].choices:
+                validate(Between, wanted, Where(name), problems)
+            elif key in by_key and not any(by_key[key].may_be(value) for value in _alternatives(wanted)):
+                problems.append(f"{name}: '{key}' never has this value, so this excludes nothing, got {shown(wanted)}")
     return Space(tuple(dimensions), tuple(exclude))
 
 
@@ -197,11 +215,22 @@ def _position(names: list[Any], sampled: Any) -> int:
     return exact[0] if exact else names.index(sampled)
 
 
+def _alternatives(wanted: Any) -> list[Any]:
+    """The values that a condition names: a list names its elements, and itself where values are lists."""
+    return [wanted, *wanted] if isinstance(wanted, list) else [wanted]
+
+
 def _matches(value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, dict) and wanted.keys() <= {"low", "high"}:
+    if isinstance(wanted, dict) and wanted.keys() <= {"low", "high"} and not isinstance(value, dict):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and wanted.get("low", -math.inf) <= value <= wanted.get("high", math.inf)
-    return value in wanted if isinstance(wanted, list) and not isinstance(value, list) else bool(value == wanted)
+        low, high = wanted.get("low"), wanted.get("high")
+        return is_number and (low is None or low <= value) and (high is None or value <= high)
+    return any(_equal(value, alternative) for alternative in _alternatives(wanted))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Equal as YAML means it: `true` is not 1."""
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 def _is_geometric(choices: tuple[Any, ...]) -> bool:

@@ -22,6 +22,7 @@ import filelock
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ctrbench.errors import ConfigError, CtrbenchError
@@ -101,15 +102,14 @@ class Store:
     ):
         self.url, self.folder, self.stale_seconds = url, folder, stale_seconds
         self.instance = f"{socket.gethostname()}/{uuid.uuid4().hex[:12]}"
-        self._alive_lock = filelock.FileLock(self._alive_file(self.instance))
-        self._alive_lock.acquire()
         self._started = time.monotonic()
         self._last_heartbeat = -1e9
         self._seen: dict[str, tuple[Any, float]] = {}
+        self._mine: set[int] = set()
         self._suspects: set[tuple[int, str]] = set()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
-            self.storage = open_storage(url, folder)
+            self.storage: BaseStorage = open_storage(url, folder, fresh)
             if fresh and name in {study.study_name for study in self.storage.get_all_studies()}:
                 optuna.delete_study(study_name=name, storage=self.storage)
             self.study = optuna.create_study(
@@ -124,6 +124,8 @@ class Store:
         except Exception as error:  # every driver has errors of its own
             raise ConfigError(f"--storage {shown_url(url)}: cannot be reached: {first_line(error)}") from error
         self.study_id = self.storage.get_study_id_from_name(name)
+        self._alive_lock = filelock.FileLock(self._alive_file(self.instance))
+        self._alive_lock.acquire()
 
     def close(self) -> None:
         """Give up the claim to be alive."""
@@ -167,9 +169,18 @@ class Store:
     def claim(self, num_settings: float) -> Claim | None:
         """Take a setting that nobody runs: an interrupted one first, else the next new one; None when there is none."""
         trials = self.trials()
+        done: set[int] = set()  # numbers that an earlier trial runs or has finished
         for trial, number in _numbered(trials):
+            is_lost = trial.state == TrialState.RUNNING and trial.user_attrs.get("owner") == self.instance
+            if is_lost and trial._trial_id not in self._mine:
+                # The store took a claim, but its answer did not come through.
+                return self._claimed(trial._trial_id, number, _values(trial))
             if trial.state == TrialState.WAITING and number < num_settings and self._take(trial):
-                return Claim(trial._trial_id, number, _values(trial))
+                if number not in done:
+                    return self._claimed(trial._trial_id, number, _values(trial))
+                self.discard(trial._trial_id)  # two processes asked for the same retry
+            elif trial.state != TrialState.FAIL:
+                done.add(number)
         if _num_settings(trials) >= num_settings:
             return None
         template = create_trial(state=TrialState.RUNNING, user_attrs=self._place())
@@ -178,7 +189,11 @@ class Store:
         if number >= num_settings:  # another process took the last one at the same moment
             self.discard(trial_id)
             return None
-        return Claim(trial_id, number, None)
+        return self._claimed(trial_id, number, None)
+
+    def _claimed(self, trial_id: int, number: int, values: dict[str, Any] | None) -> Claim:
+        self._mine.add(trial_id)
+        return Claim(trial_id, number, values)
 
     def _take(self, trial: FrozenTrial) -> bool:
         try:
@@ -197,6 +212,7 @@ class Store:
 
     def release(self, trial_id: int) -> None:
         """Give a running trial back, for this or another process to go on with."""
+        self._mine.discard(trial_id)
         if self.owns(trial_id):
             self._do(self.storage.set_trial_state_values, trial_id, TrialState.WAITING)
 

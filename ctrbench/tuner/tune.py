@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 import uuid
 from pathlib import Path
@@ -63,7 +64,7 @@ def tune(options: Options) -> int:
     """
     for gpu in dict.fromkeys(options.gpus):
         check_gpu(gpu)
-    sweep = load_sweep(options.config, options.zoo, options.tag, options.name)
+    sweep = load_sweep(options.config, options.zoo, options.tag, options.name, not options.dry_run)
     if options.dry_run:
         from ctrbench.tuner.dry_run import describe
 
@@ -88,6 +89,9 @@ def tune(options: Options) -> int:
 
 
 def _run(sweep: Sweep, store: Store, options: Options) -> int:
+    if options.fresh:
+        for name in ("config", "best_config", "errors"):
+            shutil.rmtree(sweep.folder / name, ignore_errors=True)
     spec = sweep.spec()
     _check_same(sweep, store.agree("spec", spec), spec, options)
     # A sweep that is started over takes nothing from the run directories of the one before.
@@ -97,7 +101,7 @@ def _run(sweep: Sweep, store: Store, options: Options) -> int:
     before = [record for record in store.records() if record.state in ("complete", "pruned", "failed")]
     with make_display(sweep, before) as display:
         _greet(display, sweep, options, before, revived)
-        engine = Engine(sweep, store, options.gpus, sweep_id, display)
+        engine = Engine(sweep, store, options.gpus, sweep_id, display, options.fresh)
         is_complete = engine.run()
     records = store.records()
     best = write_results(sweep, records, store.study, options.gpus[0])

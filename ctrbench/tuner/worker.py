@@ -39,6 +39,7 @@ class Task:
         gpu: index of the GPU; -1 is the CPU.
         sweep_id: identifies the sweep in the reports of its runs.
         commands: how to run each experiment by hand.
+        is_fresh: whether to begin its runs anew.
         asks: whether to wait for the pruner's word after each evaluation.
     """
 
@@ -48,6 +49,7 @@ class Task:
     sweep_id: str
     commands: list[str]
     asks: bool
+    is_fresh: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +162,7 @@ class _Trial:
 
         notes = {"sweep": self.task.sweep_id}
         session = Session(self.data, tell, self.stop.is_set, is_quiet=True, notes=notes)
-        return run(experiment, self.task.gpu, command=self.task.commands[position], session=session)
+        return run(experiment, self.task.gpu, self.task.is_fresh, self.task.commands[position], session)
 
     def _finished_report(self, experiment: Experiment) -> dict[str, Any] | None:
         """The report of a run that this sweep finished before it was interrupted."""

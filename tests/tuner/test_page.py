@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ctrbench.tuner.page import (
+from ctrbench.tuner.charts import (
     best_so_far,
     brief,
     cut,
@@ -20,11 +20,10 @@ from ctrbench.tuner.page import (
     linear_ticks,
     log_ticks,
     number,
-    render_page,
     spaced,
     visible_range,
-    write_page,
 )
+from ctrbench.tuner.page import render_page, write_page
 from ctrbench.tuner.records import SeedResult, SweepSummary, TrialRecord, objective_of
 
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
@@ -126,15 +125,13 @@ def test_the_figures_are_those_of_the_records() -> None:
     assert list(rows) == ["1", "4", "0", "2", "3", "5"]  # by objective, then pruned, failed, running
     spread = statistics.stdev([0.91, 0.93])
     assert rows["1"] == [
-        "1", "exp_1", "complete", f"0.920000 ± {spread:.6f}", f"0.910000 ± {spread:.6f}",
+        "2", "exp_1", "complete", f"0.920000 ± {spread:.6f}", f"0.910000 ± {spread:.6f}",
         f"0.408000 ± {spread / 10:.6f}", "0.01", "[]", "7", "2", "3", "22.0",
     ]  # fmt: skip
-    assert rows["0"] == ["0", "exp_0", "complete", "0.800000", "0.790000", "0.420000", "1e-3", "[400, 400]", "7"] + [
-        "1",
-        "3",
-        "11.0",
-    ]
-    assert rows["2"] == ["2", "exp_2", "pruned", "–", "–", "–", "0.1", "[400]", "7", "–", "–", "20.5"]
+    assert rows["0"] == [
+        "1", "exp_0", "complete", "0.800000", "0.790000", "0.420000", "1e-3", "[400, 400]", "7", "1", "3", "11.0",
+    ]  # fmt: skip
+    assert rows["2"] == ["3", "exp_2", "pruned", "–", "–", "–", "0.1", "[400]", "7", "–", "–", "20.5"]
     assert page.texts("tr", **{"class": "error"}) == ["no memory <on> GPU & more"]
     assert page.texts("dd") == [f"0.920000 ± {spread:.6f}", f"0.910000 ± {spread:.6f}", f"0.408000 ± {spread / 10:.6f}"]
     assert "3 complete 1 pruned 1 failed 1 running" in page.texts("div", **{"class": "counts"})
@@ -164,7 +161,7 @@ def test_best_so_far_goes_by_time_of_finishing() -> None:
     for against, where in (("trials", [0, 1 / 2, 1]), ("seconds", [11 / 72, 61 / 72, 1])):
         chart = best_so_far(sweep, looks, against)
         assert chart is not None
-        found = dict(re.findall(r'href="#trial-(\d)".*?(?:cx="|<path d="M)([\d.]+)', chart.svg))
+        found = dict(re.findall(r'(?s)href="#trial-(\d)".*?(?:cx="|<path d="M)([\d.]+)', chart.svg))
         (begin, end), *_ = re.findall(r'd="M([\d.]+) [\d.]+H([\d.]+)"', chart.svg)
         shares = [(float(found[i]) - float(begin)) / (float(end) - float(begin)) for i in "120"]
         assert shares == pytest.approx(where, abs=1e-3)
@@ -187,7 +184,7 @@ def test_importance() -> None:
 
 def test_text_is_escaped() -> None:
     evil = "</title></svg><script>alert('\"1\"')</script>&amp;"
-    values = [{evil: evil, "k": [evil]}, {evil: "b", "k": None}]
+    values: list[dict[str, Any]] = [{evil: evil, "k": [evil]}, {evil: "b", "k": None}]
     trials = [complete(0, values[0], 0.8), complete(1, values[1], 0.9)]
     trials = [TrialRecord(**{**vars(trial), "expid": evil}) for trial in trials]
     trials += [unfinished(2, "failed", values[0], error=evil)]
@@ -264,8 +261,21 @@ def test_labels_do_not_overlap_on_an_axis() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1e-3, "1e-3"), (0.90812, "0.9081"), (256, "256"), (0, "0"), (0.0, "0"), (1.0, "1"), (3.14159e-4, "3.142e-4")]
-    + [(-2.5e-7, "-2.5e-7"), (12345, "12345"), (12345.6, "12346"), (3e7, "3e7"), (10_000_000, "1e7"), (0.05, "0.05")],
+    [
+        (1e-3, "1e-3"),
+        (0.90812, "0.9081"),
+        (256, "256"),
+        (0, "0"),
+        (0.0, "0"),
+        (1.0, "1"),
+        (3.14159e-4, "3.142e-4"),
+        (-2.5e-7, "-2.5e-7"),
+        (12345, "12345"),
+        (12345.6, "12346"),
+        (3e7, "3e7"),
+        (10_000_000, "1e7"),
+        (0.05, "0.05"),
+    ],
 )
 def test_number(value: float, text: str) -> None:
     assert number(value) == text
