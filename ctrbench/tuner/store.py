@@ -33,6 +33,8 @@ T = TypeVar("T")
 # A process on another machine says that it lives this often, and counts as gone when it was silent for so long.
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
+# An owner must have been gone for so long: longer than it takes a new one to say its name.
+SUSPECT_SECONDS = 0.5
 _STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -106,7 +108,7 @@ class Store:
         self._last_heartbeat = -1e9
         self._seen: dict[str, tuple[Any, float]] = {}
         self._mine: set[int] = set()
-        self._suspects: set[tuple[int, str]] = set()
+        self._suspects: dict[tuple[int, str], float] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             self.storage: BaseStorage = open_storage(url, folder, fresh)
@@ -171,7 +173,7 @@ class Store:
         trials = self.trials()
         done: set[int] = set()  # numbers that an earlier trial runs or has finished
         for trial, number in _numbered(trials):
-            is_lost = trial.state == TrialState.RUNNING and trial.user_attrs.get("owner") == self.instance
+            is_lost = trial.state == TrialState.RUNNING and _owner(trial) == self.instance
             if is_lost and trial._trial_id not in self._mine:
                 # The store took a claim, but its answer did not come through.
                 return self._claimed(trial._trial_id, number, _values(trial))
@@ -208,29 +210,40 @@ class Store:
     def owns(self, trial_id: int) -> bool:
         """Whether a trial is still this process's to run."""
         trial = self._do(self.storage.get_trial, trial_id)
-        return trial.state == TrialState.RUNNING and trial.user_attrs.get("owner") == self.instance
+        return trial.state == TrialState.RUNNING and _owner(trial) == self.instance
 
     def release(self, trial_id: int) -> None:
         """Give a running trial back, for this or another process to go on with."""
         self._mine.discard(trial_id)
-        if self.owns(trial_id):
-            self._do(self.storage.set_trial_state_values, trial_id, TrialState.WAITING)
+        self._give_back(trial_id, self.instance)
 
     def recover(self) -> list[int]:
         """Give back the trials of processes that are gone; their numbers.
 
-        A trial is given back when its owner was found gone twice, so that one that has just changed hands is left alone.
+        A trial is given back when its owner was gone at an earlier look too, so that one that has just changed hands,
+        and does not yet name its new owner, is left alone.
         """
+        now, given_back = time.monotonic(), []
         running = [t for t in self.trials() if t.state == TrialState.RUNNING]
-        owners = {str(t.user_attrs.get("owner")) for t in running}
+        owners = {_owner(trial) for trial in running}
         gone = {owner for owner in owners if owner != self.instance and self._is_gone(owner)}
-        orphans = [t for t in running if str(t.user_attrs.get("owner")) in gone]
-        suspects = {(t._trial_id, str(t.user_attrs.get("owner"))) for t in orphans}
-        confirmed = [t for t in orphans if (t._trial_id, str(t.user_attrs.get("owner"))) in self._suspects]
-        self._suspects = suspects
-        for trial in confirmed:
-            self._do(self.storage.set_trial_state_values, trial._trial_id, TrialState.WAITING)
-        return [trial.number for trial in confirmed]
+        orphans = {(trial._trial_id, _owner(trial)): trial for trial in running if _owner(trial) in gone}
+        self._suspects = {key: self._suspects.get(key, now) for key in orphans}
+        for (trial_id, owner), since in self._suspects.items():
+            if now - since >= SUSPECT_SECONDS and self._give_back(trial_id, owner):
+                given_back.append(orphans[trial_id, owner].number)
+        return given_back
+
+    def _give_back(self, trial_id: int, owner: str) -> bool:
+        """Set a trial to waiting, if it still is its owner's to run."""
+        trial = self._do(self.storage.get_trial, trial_id)
+        if trial.state != TrialState.RUNNING or _owner(trial) != owner:
+            return False
+        try:
+            self._do(self.storage.set_trial_state_values, trial_id, TrialState.WAITING)
+        except UpdateFinishedTrialError:
+            return False
+        return True
 
     def _is_gone(self, owner: str) -> bool:
         """Whether a process is known to have ended: by its lock on this machine, by its silence on another."""
@@ -367,6 +380,10 @@ def _numbered(trials: list[FrozenTrial]) -> list[tuple[FrozenTrial, int]]:
 
 def _num_settings(trials: list[FrozenTrial]) -> int:
     return sum("retry_of" not in trial.user_attrs for trial in trials)
+
+
+def _owner(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs.get("owner"))
 
 
 def _values(trial: FrozenTrial) -> dict[str, Any] | None:

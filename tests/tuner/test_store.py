@@ -31,7 +31,7 @@ from ctrbench.errors import ConfigError, CtrbenchError
 from ctrbench.tuner import storage as storage_module
 from ctrbench.tuner.records import SeedResult
 from ctrbench.tuner.storage import JOURNAL, patiently, shown_url
-from ctrbench.tuner.store import Outcome, Store
+from ctrbench.tuner.store import SUSPECT_SECONDS, Outcome, Store
 
 DISTRIBUTION = CategoricalDistribution([8, 16])
 # A process that takes part in a sweep: it waits for the file `go`, then does what it is told and prints JSON.
@@ -39,7 +39,7 @@ PROCESS = """
 import json, sys, time
 from pathlib import Path
 from optuna.pruners import NopPruner
-from ctrbench.tuner.store import Store
+from ctrbench.tuner.store import SUSPECT_SECONDS, Store
 what, folder, url, number = sys.argv[1], Path(sys.argv[2]), sys.argv[3] or None, int(sys.argv[4])
 store = Store("s", folder, url, "max", NopPruner(), 120.0)
 print("ready", flush=True)
@@ -230,7 +230,9 @@ class StoreContract:
         claim = lost.claim(1)
         assert claim is not None
         lost._alive_lock.release()  # as if it were killed; the object lives on as a process that was only asleep
-        assert other.recover() == [] and other.recover() == [0]
+        assert other.recover() == []
+        time.sleep(SUSPECT_SECONDS)
+        assert other.recover() == [0]
         again = other.claim(1)
         assert again is not None and again.trial_id == claim.trial_id
         assert not lost.owns(claim.trial_id) and other.owns(claim.trial_id)
@@ -270,6 +272,7 @@ class StoreContract:
             holders[0].kill()
             holders[0].wait()
             assert store.recover() == []  # the first look
+            time.sleep(SUSPECT_SECONDS)
             assert store.recover() == [held[0]] and store.recover() == []
             assert states(store)[held[0]] == "waiting" and states(store)[held[1]] == "running"
             claim = store.claim(2)
