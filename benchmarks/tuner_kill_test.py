@@ -158,7 +158,7 @@ class Sandbox:
         (moody / "src").mkdir(parents=True)
         (moody / "config").mkdir()
         (moody / "src" / "__init__.py").write_text(MODEL)
-        base = {"model": "Moody", "dataset_id": "tiny_ctr", "place": str(self.place), **BASE}
+        base = {"model": "Moody", "dataset_id": "tiny_ctr", "mood": "fine", "place": str(self.place), **BASE}
         (moody / "config" / "model_config.yaml").write_text(dump_yaml({"Base": base, "Moody_test": {}}))
         ignored = shutil.ignore_patterns("__pycache__", "tuner_config")
         shutil.copytree(ROOT / "model_zoo" / "SDCNv3", folder / "model_zoo" / "SDCNv3", ignore=ignored)

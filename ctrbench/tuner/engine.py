@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -91,6 +93,7 @@ class Engine:
         self.num_adopted = 0
         self._drawn: dict[int, str] = {}
         self._last_recovery = 0.0
+        self._is_prepared = False
         self._started = time.monotonic()
         self._stop_at = self._deadline = math.inf
         if sweep.config.timeout is not None:
@@ -123,6 +126,10 @@ class Engine:
             return False
         if time.monotonic() > self._stop_at:
             return False
+        if is_busy and not self._is_prepared and all(slot.job is not None for slot in self.slots):
+            self._is_prepared = True
+            # What the end of the sweep needs takes seconds to load, and this process has nothing else to do now.
+            threading.Thread(target=_load_results, daemon=True).start()
         self.display.update(self.store.records, self.slots, self.num_settings)
         for slot, message in messages(self.slots, POLL_SECONDS if is_busy else IDLE_SECONDS):
             self._handle(slot, message)
@@ -321,12 +328,9 @@ class Engine:
     def _end_workers(self) -> None:
         """End the workers and give back what they did not finish."""
         for slot in self.slots:
-            if slot.job is None and slot.link is not None:
-                slot.say(None)
+            slot.kill()  # an idle worker holds nothing, and files are whole at any moment
         for slot in self.slots:
             if slot.process is not None:
-                slot.process.join(1.0 if slot.job is None else 0.0)
-                slot.kill()
                 job = slot.job
                 slot.bury()
                 if job is not None:
@@ -334,6 +338,11 @@ class Engine:
         for job in self.pending:
             self.store.release(job.claim.trial_id)
         self.pending.clear()
+
+
+def _load_results() -> None:
+    importlib.import_module("ctrbench.tuner.results")
+    importlib.import_module("optuna.importance")
 
 
 def num_settings(sweep: Sweep) -> float:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import filelock
-import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -81,6 +80,8 @@ def open_storage(url: str | None, folder: Path, fresh: bool = False) -> BaseStor
 
 
 def _open_database(url: str) -> RDBStorage:
+    import sqlalchemy
+
     is_sqlite = url.startswith("sqlite")
     options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
     for attempt in itertools.count():
@@ -101,6 +102,15 @@ def _open_database(url: str) -> RDBStorage:
         )
         storage.engine.dispose()
     return storage
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether an error says that a storage does not answer, rather than what it answers."""
+    if isinstance(error, StorageInternalError | OSError):
+        return True
+    from sqlalchemy.exc import DBAPIError
+
+    return isinstance(error, DBAPIError)
 
 
 def _leave_transactions_to_us(connection: Any, record: Any) -> None:
@@ -147,7 +157,9 @@ def patiently(action: Callable[[], T], where: str) -> T:
     while True:
         try:
             return action()
-        except (StorageInternalError, OSError, sqlalchemy.exc.DBAPIError) as error:
+        except Exception as error:
+            if not _is_lost(error):
+                raise
             if time.monotonic() - started > PATIENCE_SECONDS:
                 raise CtrbenchError(
                     f"--storage {where}: lost for {PATIENCE_SECONDS:.0f} s: {first_line(error)}: finished runs are kept; "

@@ -34,7 +34,7 @@ T = TypeVar("T")
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
 # An owner must have been gone for so long: longer than it takes a new one to say its name.
-SUSPECT_SECONDS = 0.5
+SUSPECT_SECONDS = 2.0
 _STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",

@@ -13,12 +13,10 @@ from typing import Any
 
 from ctrbench.errors import ConfigError
 from ctrbench.files import sha256_of_value
-from ctrbench.run import check_gpu
 from ctrbench.tuner.definition import Sweep, load_sweep
 from ctrbench.tuner.display import Display, first_line, make_display
 from ctrbench.tuner.engine import Engine, num_settings
 from ctrbench.tuner.records import TrialRecord
-from ctrbench.tuner.results import final_lines, write_results
 from ctrbench.tuner.sampling import make_pruner
 from ctrbench.tuner.store import STALE_SECONDS, Store
 from ctrbench.yamlfile import shown
@@ -62,8 +60,11 @@ def tune(options: Options) -> int:
     Raises:
         CtrbenchError: bad input, or a store that is lost.
     """
-    for gpu in dict.fromkeys(options.gpus):
-        check_gpu(gpu)
+    if any(gpu != -1 for gpu in options.gpus):
+        from ctrbench.run import check_gpu
+
+        for gpu in dict.fromkeys(options.gpus):
+            check_gpu(gpu)
     sweep = load_sweep(options.config, options.zoo, options.tag, options.name, not options.dry_run)
     if options.dry_run:
         from ctrbench.tuner.dry_run import describe
@@ -103,6 +104,8 @@ def _run(sweep: Sweep, store: Store, options: Options) -> int:
         _greet(display, sweep, options, before, revived)
         engine = Engine(sweep, store, options.gpus, sweep_id, display, options.fresh)
         is_complete = engine.run()
+    from ctrbench.tuner.results import final_lines, write_results
+
     records = store.records()
     best = write_results(sweep, records, store.study, options.gpus[0])
     if engine.num_adopted:
