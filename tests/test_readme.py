@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from conftest import load_script
+
+from ctrbench.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -92,3 +96,15 @@ def test_the_speed_tables_are_those_of_the_results() -> None:
     ratios = re.findall(r"\*\*([\d.]+x)\*\*", page)
     shown = README.partition("| what | against |")[2].partition("## Tests")[0]
     assert ratios and all(ratio in shown for ratio in ratios)
+
+
+def test_the_tables_of_sweeps_name_every_key_and_option() -> None:
+    from ctrbench.tuner.schema import TunerConfig
+
+    section = README.partition("## Sweeps")[2].partition("## Commands")[0]
+    keys = {field.alias or name for name, field in TunerConfig.model_fields.items()}
+    assert {key for key in keys if f"`{key}`" not in section} == set()
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+        main(["tune", "--help"])
+    options = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", shown.getvalue())) - {"--help", "--config", "--gpu"}
+    assert {option for option in options if f"`{option}" not in section} == set()

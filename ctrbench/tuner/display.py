@@ -90,7 +90,7 @@ class LiveDisplay(Display):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._live.stop()
+        self._live.stop()  # gives the cursor back
 
     def line(self, text: str) -> None:
         self._console.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False, soft_wrap=True)

@@ -18,11 +18,11 @@ from ctrbench.files import write_text
 from ctrbench.tuner.configs import ConfigFolder, rerun_command
 from ctrbench.tuner.definition import Sweep
 from ctrbench.tuner.display import Display
-from ctrbench.tuner.records import objective_of
+from ctrbench.tuner.records import Claim, Outcome, objective_of
 from ctrbench.tuner.sampling import draw_tpe, setting_name
 from ctrbench.tuner.slots import Slot, make_slots, messages
 from ctrbench.tuner.space import Values
-from ctrbench.tuner.store import Claim, Outcome, Store
+from ctrbench.tuner.store import Store
 
 # A trial whose worker died so often in a row, without an evaluation in between, is given up.
 MAX_DEATHS = 3
@@ -85,7 +85,7 @@ class Engine:
         self.is_fresh = is_fresh
         self.sweep, self.store, self.sweep_id, self.display = sweep, store, sweep_id, display
         self.configs = ConfigFolder(sweep, sweep.folder / "config")
-        self.slots = make_slots(gpus)
+        self.slots = make_slots(gpus, sweep.folder / "workers.log")
         self.pending: list[Job] = []
         self.num_settings = num_settings(sweep)
         self.asks = sweep.config.pruner.name != "none"
@@ -104,6 +104,10 @@ class Engine:
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.store.heartbeat(force=True)
+            if self._is_over():
+                self.display.line(
+                    f"timeout: the {self.sweep.config.timeout:g} s of this sweep are used up: raise it to go on"
+                )
             for slot in self.slots:
                 slot.start()
             while self._step():
@@ -245,10 +249,10 @@ class Engine:
 
     def _on_end(self, slot: Slot, message: Any) -> None:
         job, seconds = slot.job, time.monotonic() - slot.since
-        slot.job = None
-        trial_id, outcome = job.claim.trial_id, Outcome(slot.device, job.curve, message.results)
         if message.data_hash is not None:
             self._check_data(job.experiments[0], message.data_hash)
+        slot.job = None
+        trial_id, outcome = job.claim.trial_id, Outcome(slot.device, job.curve, message.results)
         if message.how == "complete":
             self.num_adopted += message.num_adopted
             if self.store.complete(trial_id, outcome):
@@ -316,6 +320,7 @@ class Engine:
         if self.is_stopping:
             for slot in self.slots:
                 slot.kill()
+            self.display.__exit__()
             os._exit(128 + number)
         self.is_stopping, self._stop_at = True, time.monotonic() + STOP_SECONDS
         self.display.line("stopping: running trials write a checkpoint; once more to stop at once")

@@ -52,6 +52,38 @@ class SeedResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class Claim:
+    """A setting that this process is to run.
+
+    Attributes:
+        trial_id: of the store.
+        number: of the setting in the plan.
+        values: drawn earlier, if they were.
+    """
+
+    trial_id: int
+    number: int
+    values: dict[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a trial.
+
+    Attributes:
+        device: where it ran.
+        curve: the monitored value at each evaluation of the first seed.
+        seeds: its finished runs.
+        error: why it failed.
+    """
+
+    device: str
+    curve: list[float] = dataclasses.field(default_factory=list)
+    seeds: list[SeedResult] = dataclasses.field(default_factory=list)
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class TrialRecord:
     """One setting of a sweep and what became of it.
 

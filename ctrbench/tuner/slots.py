@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from ctrbench.errors import CtrbenchError
@@ -35,6 +36,7 @@ class Slot:
         number: of the slot, from 0.
         gpu: index of the GPU; -1 is the CPU.
         num_threads: threads of its computations on the CPU.
+        log: takes what the worker prints.
         job: what it runs; None when it is idle.
         since: when the job began, in seconds of the monotonic clock.
     """
@@ -42,6 +44,7 @@ class Slot:
     number: int
     gpu: int
     num_threads: int
+    log: Path
     job: Any = None
     since: float = 0.0
     is_ready: bool = False
@@ -59,7 +62,7 @@ class Slot:
         from ctrbench.tuner.worker import main
 
         self.link, theirs = _context.Pipe()
-        self.process = _context.Process(target=main, args=(theirs, self.num_threads), daemon=True)
+        self.process = _context.Process(target=main, args=(theirs, self.num_threads, self.log), daemon=True)
         self.process.start()
         theirs.close()
         self.is_ready = False
@@ -103,15 +106,15 @@ class Slot:
         if self.failed_starts >= MAX_FAILED_STARTS:
             raise CtrbenchError(
                 f"the worker of slot {self.number} ({self.device}) died {MAX_FAILED_STARTS} times before it could start "
-                f"({cause}): try `ctrbench run` on this device"
+                f"({cause}): {self.log} has what it said"
             )
 
 
-def make_slots(gpus: Iterable[int]) -> list[Slot]:
-    """A slot for each entry of `--gpu`, the CPU's cores shared among them."""
+def make_slots(gpus: Iterable[int], log: Path) -> list[Slot]:
+    """A slot for each entry of `--gpu`, the CPU's cores shared among them; `log` takes what workers print."""
     gpus = list(gpus)
     num_threads = max(1, len(os.sched_getaffinity(0)) // len(gpus))
-    return [Slot(number, gpu, num_threads) for number, gpu in enumerate(gpus)]
+    return [Slot(number, gpu, num_threads, log) for number, gpu in enumerate(gpus)]
 
 
 def messages(slots: list[Slot], timeout: float) -> list[tuple[Slot, Any]]:

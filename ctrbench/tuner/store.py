@@ -26,7 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ctrbench.errors import ConfigError, CtrbenchError
-from ctrbench.tuner.records import SeedResult, TrialRecord, objective_of
+from ctrbench.tuner.records import Claim, Outcome, SeedResult, TrialRecord, objective_of
 from ctrbench.tuner.storage import JOURNAL, first_line, open_storage, patiently, shown_url
 
 T = TypeVar("T")
@@ -42,38 +42,6 @@ _STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A setting that this process is to run.
-
-    Attributes:
-        trial_id: of the store.
-        number: of the setting in the plan.
-        values: drawn earlier, if they were.
-    """
-
-    trial_id: int
-    number: int
-    values: dict[str, Any] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of a trial.
-
-    Attributes:
-        device: where it ran.
-        curve: the monitored value at each evaluation of the first seed.
-        seeds: its finished runs.
-        error: why it failed.
-    """
-
-    device: str
-    curve: list[float] = dataclasses.field(default_factory=list)
-    seeds: list[SeedResult] = dataclasses.field(default_factory=list)
-    error: str | None = None
 
 
 class Store:
@@ -130,16 +98,21 @@ class Store:
         self._alive_lock.acquire()
 
     def close(self) -> None:
-        """Give up the claim to be alive."""
+        """Give up the claim to be alive. The file stays if it has to tell others that this process is gone."""
         self._alive_lock.release()
-        self._alive_file(self.instance).unlink(missing_ok=True)
+        try:
+            trials = self.storage.get_all_trials(self.study_id, deepcopy=False)
+        except Exception:  # a store that is lost has been reported
+            return
+        if not any(trial.state == TrialState.RUNNING and _owner(trial) == self.instance for trial in trials):
+            self._alive_file(self.instance).unlink(missing_ok=True)
 
     def agree(self, key: str, value: Any) -> Any:
         """The study's value of `key`: what the first process said, which is this one if there is none yet."""
         known = self._attributes()
         if key not in known:
             self._do(self.study.set_user_attr, key, value)
-            return value
+            known = self._attributes()  # another process may have said something else at the same moment
         return known[key]
 
     def get(self, key: str) -> Any:
@@ -306,13 +279,15 @@ class Store:
 
     def revive(self, num_settings: float, is_failed_retried: bool) -> int:
         """Let settings be run that were discarded but are asked for now, and once more those that failed; their count."""
-        last = {number: trial for trial, number in _numbered(self.trials()) if number < num_settings}
+        by_number: dict[int, list[FrozenTrial]] = {}
+        for trial, number in _numbered(self.trials()):
+            by_number.setdefault(number, []).append(trial)
         revived = 0
-        for number, trial in last.items():
-            is_surplus = bool(trial.user_attrs.get("surplus")) and num_settings < math.inf
-            is_failure = trial.state == TrialState.FAIL and not trial.user_attrs.get("surplus")
-            if is_surplus or (is_failed_retried and is_failure):
-                setting = {key: value for key, value in trial.user_attrs.items() if key == "setting"}
+        for number, trials in by_number.items():
+            last = next((trial for trial in reversed(trials) if not trial.user_attrs.get("surplus")), None)
+            is_wanted = num_settings < math.inf if last is None else last.state == TrialState.FAIL and is_failed_retried
+            if is_wanted and number < num_settings:
+                setting = {key: value for key, value in trials[0].user_attrs.items() if key == "setting"}
                 template = create_trial(state=TrialState.WAITING, user_attrs={**setting, "retry_of": number})
                 self._do(self.storage.create_new_trial, self.study_id, template)
                 revived += 1

@@ -8,6 +8,7 @@ ends: a thread waits for its end of the pipe.
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import gc
 import json
 import logging
@@ -17,6 +18,7 @@ import signal
 import threading
 import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,8 +88,18 @@ class _PrunedError(Exception):
     """The trial is given up."""
 
 
-def main(link: Connection, num_threads: int) -> None:
-    """Run the tasks that come through `link` until it closes."""
+def main(link: Connection, num_threads: int, log: Path) -> None:
+    """Run the tasks that come through `link` until it closes.
+
+    Args:
+        link: to the parent.
+        num_threads: of computations on the CPU.
+        log: takes what libraries and models print, and where the interpreter crashed.
+    """
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    faulthandler.enable()
     # A terminal sends Ctrl-C to every process; the parent decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(num_threads)

@@ -7,6 +7,7 @@ import io
 import re
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +35,7 @@ MIN = SimpleNamespace(direction="min", monitor="validation logloss")
 
 
 def make_slot(number: int = 0, gpu: int = -1, is_ready: bool = True, **job: Any) -> Slot:
-    slot = Slot(number, gpu, 1, is_ready=is_ready)
+    slot = Slot(number, gpu, 1, Path("workers.log"), is_ready=is_ready)
     if job:
         seeds = job.pop("seeds", [2024])
         runs = [SimpleNamespace(expid="X_001_0123abcd", training=SimpleNamespace(seed=seed)) for seed in seeds]

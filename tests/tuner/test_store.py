@@ -29,9 +29,9 @@ from optuna.trial import TrialState
 
 from ctrbench.errors import ConfigError, CtrbenchError
 from ctrbench.tuner import storage as storage_module
-from ctrbench.tuner.records import SeedResult
+from ctrbench.tuner.records import Outcome, SeedResult
 from ctrbench.tuner.storage import JOURNAL, patiently, shown_url
-from ctrbench.tuner.store import SUSPECT_SECONDS, Outcome, Store
+from ctrbench.tuner.store import SUSPECT_SECONDS, Store
 
 DISTRIBUTION = CategoricalDistribution([8, 16])
 # A process that takes part in a sweep: it waits for the file `go`, then does what it is told and prints JSON.
@@ -59,7 +59,7 @@ elif what == "recover":
         store.recover()
         while (claim := store.claim(number)) is not None:
             claimed.append(claim.number)
-            from ctrbench.tuner.store import Outcome
+            from ctrbench.tuner.records import Outcome
             store._conclude(claim.trial_id, __import__("optuna").trial.TrialState.COMPLETE, Outcome("cpu"), 0.5)
         time.sleep(0.01)
 print(json.dumps(claimed), flush=True)
