@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("train", "build_dataset", "qin")
+PARTS = ("train", "build_dataset", "qin", "tuner")
 
 
 def tables() -> dict[str, str]:

@@ -91,7 +91,6 @@ class Engine:
         self.asks = sweep.config.pruner.name != "none"
         self.is_stopping = False
         self.num_adopted = 0
-        self._drawn: dict[int, str] = {}
         self._last_recovery = 0.0
         self._is_prepared = False
         self._started = time.monotonic()

@@ -22,7 +22,7 @@ MAX_DRAWS = 50
 def make_pruner(config: PrunerConfig) -> BasePruner:
     """The pruner of a tuner file."""
     if config.name == "median":
-        return MedianPruner(config.num_startup_trials, config.num_warmup_evaluations)
+        return MedianPruner(config.num_startup_trials, config.num_warmup_evaluations + 1)  # steps count from 1
     if config.name == "successive_halving":
         return SuccessiveHalvingPruner(config.min_evaluations, config.reduction_factor)
     return NopPruner()

@@ -253,7 +253,9 @@ class Store:
             self._set(trial_id, "setting", setting)
 
     def is_hopeless(self, trial_id: int, curve: list[float]) -> bool:
-        """Record the curve so far and ask the pruner whether to give the trial up."""
+        """Record the curve so far and ask the pruner whether to give the trial up; also one that another process has now."""
+        if not self.owns(trial_id):
+            return True
         self._record_curve(trial_id, curve)
         trial = self._do(self.storage.get_trial, trial_id)
         with warnings.catch_warnings():
@@ -301,7 +303,7 @@ class Store:
 
     def _record_curve(self, trial_id: int, curve: list[float]) -> None:
         known = self._do(self.storage.get_trial, trial_id).intermediate_values
-        for step, value in enumerate(curve):
+        for step, value in enumerate(curve, 1):  # the first rung of successive halving is evaluation 1
             if step not in known:
                 self._do(self.storage.set_trial_intermediate_value, trial_id, step, value)
 
