@@ -143,7 +143,7 @@ class Engine:
         """Whether trials of other processes are not finished; this one waits for them, to take over what they leave."""
         if self._is_over():
             return False
-        return any(record.state in ("running", "waiting") for record in self.store.records())
+        return self.store.has_unfinished(self.num_settings)
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self._deadline
@@ -251,6 +251,7 @@ class Engine:
         if message.data_hash is not None:
             self._check_data(job.experiments[0], message.data_hash)
         slot.job = None
+        job.curve = message.curve or job.curve
         trial_id, outcome = job.claim.trial_id, Outcome(slot.device, job.curve, message.results)
         if message.how == "complete":
             self.num_adopted += message.num_adopted
@@ -267,6 +268,7 @@ class Engine:
             self.display.line(
                 f"{job.expid}: out of memory on {slot.device}: it is run once more with the device to itself"
             )
+            slot.is_ready = False
             slot.kill()  # what it holds goes with it
         else:
             self._fail(job, slot.device, message.error, message.results, message.trace)

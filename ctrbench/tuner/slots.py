@@ -9,8 +9,8 @@ import multiprocessing.forkserver
 import os
 import signal
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,18 @@ _context = multiprocessing.get_context("forkserver")
 def preload() -> None:
     """Begin to load what a worker needs, in a process of its own that all workers are then forked from."""
     _context.set_forkserver_preload(["ctrbench.tuner.worker"])
-    multiprocessing.forkserver.ensure_running()
+    with _without_interrupts():
+        multiprocessing.forkserver.ensure_running()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that begin in this block never see Ctrl-C, which a terminal sends to all; ours comes after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclasses.dataclass
@@ -61,11 +72,20 @@ class Slot:
         """Start the worker process."""
         from ctrbench.tuner.worker import main
 
-        self.link, theirs = _context.Pipe()
-        self.process = _context.Process(target=main, args=(theirs, self.num_threads, self.log), daemon=True)
-        self.process.start()
-        theirs.close()
         self.is_ready = False
+        for attempt in range(MAX_FAILED_STARTS):
+            self.link, theirs = _context.Pipe()
+            self.process = _context.Process(target=main, args=(theirs, self.num_threads, self.log), daemon=True)
+            try:
+                with _without_interrupts():
+                    self.process.start()
+                return
+            except (EOFError, OSError):  # the fork server died; the next attempt starts another
+                self.link.close()
+                if attempt == MAX_FAILED_STARTS - 1:
+                    raise
+            finally:
+                theirs.close()
 
     def run(self, job: Any, task: Any) -> None:
         """Hand a task to the worker."""

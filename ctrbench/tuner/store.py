@@ -314,6 +314,11 @@ class Store:
             return False
         return True
 
+    def has_unfinished(self, num_settings: float) -> bool:
+        """Whether a setting that is asked for runs somewhere, or waits to be run."""
+        unfinished = (TrialState.RUNNING, TrialState.WAITING)
+        return any(t.state in unfinished and number < num_settings for t, number in _numbered(self.trials()))
+
     def records(self) -> list[TrialRecord]:
         """The settings that were claimed so far, by number; of a setting that was retried, its last trial."""
         by_number: dict[int, FrozenTrial] = {}

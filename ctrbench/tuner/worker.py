@@ -68,12 +68,21 @@ class Evaluated:
 class Ended:
     """A trial that ended.
 
-    `how` is complete, pruned, failed, out_of_memory or stopped; `error` says why a trial failed.
+    Attributes:
+        trial_id: of the store.
+        how: complete, pruned, failed, out_of_memory or stopped.
+        results: its finished runs.
+        curve: the monitored value at each evaluation of the first seed, if its run is finished.
+        data_hash: of the data it was trained on.
+        num_adopted: runs that were finished before.
+        error: why it failed.
+        trace: where.
     """
 
     trial_id: int
     how: str
     results: list[SeedResult]
+    curve: list[float]
     data_hash: str | None = None
     num_adopted: int = 0
     error: str = ""
@@ -137,6 +146,7 @@ class _Trial:
     ):
         self.task, self.link, self.inbox, self.stop, self.data = task, link, inbox, stop, data
         self.results: list[SeedResult] = []
+        self.curve: list[float] = []
         self.num_adopted = 0
         self.data_hash: str | None = None
 
@@ -147,6 +157,8 @@ class _Trial:
                 self.num_adopted += report is not None
                 if report is None:
                     report = self._run(experiment, position)
+                if position == 0:
+                    self.curve = _read_curve(experiment)
                 self.data_hash = report["data_hash"]
                 self.results.append(SeedResult.from_report(report, str(experiment.run_dir)))
             return self._ended("complete")
@@ -162,11 +174,9 @@ class _Trial:
 
     def _run(self, experiment: Experiment, position: int) -> dict[str, Any]:
         is_first = position == 0
-        weights = experiment.training.monitor
-        monitor = {weights: 1} if isinstance(weights, str) else weights
 
         def tell(history: list[dict[str, Any]]) -> None:
-            curve = [sum(weight * record[name] for name, weight in monitor.items() if weight) for record in history]
+            curve = _monitored(experiment, history)
             self.link.send(Evaluated(self.task.trial_id, experiment.training.seed, curve, history[-1]["epoch"]))
             # A setting is judged by its first seed; once that has come through, the others run to their end.
             if self.task.asks and is_first and self.inbox.get() == "prune":
@@ -195,7 +205,24 @@ class _Trial:
         return build_dataset(experiment.dataset, root=experiment.root, task=experiment.training.task).data_hash
 
     def _ended(self, how: str, error: str = "", trace: str = "") -> Ended:
-        return Ended(self.task.trial_id, how, self.results, self.data_hash, self.num_adopted, error, trace)
+        results, curve = self.results, self.curve
+        return Ended(self.task.trial_id, how, results, curve, self.data_hash, self.num_adopted, error, trace)
+
+
+def _monitored(experiment: Experiment, history: list[dict[str, Any]]) -> list[float]:
+    """The monitored value of each evaluation."""
+    weights = experiment.training.monitor
+    monitor = {weights: 1} if isinstance(weights, str) else weights
+    return [sum(weight * record[name] for name, weight in monitor.items() if weight) for record in history]
+
+
+def _read_curve(experiment: Experiment) -> list[float]:
+    """The curve of a finished run, which may have been evaluated before this process began."""
+    try:
+        lines = (experiment.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return _monitored(experiment, [json.loads(line) for line in lines])
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

@@ -129,9 +129,6 @@ def test_a_trial_that_runs_out_of_memory_beside_another_is_run_alone(
     assert err.count(f"{greedy}: started") == 2 and not any("started" in line for line in lines[second + 1 : done])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a killed slot still counts as ready and is given a trial, which is then said to have died"
-)
 def test_a_trial_that_never_has_enough_memory_fails_after_two_attempts(
     box: Any, tune: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -150,10 +147,9 @@ def test_a_worker_that_cannot_start(
     monkeypatch.setattr("ctrbench.tuner.worker.main", os._exit)  # which refuses what a worker is given
     status, out, err = tune()
     assert (status, out) == (2, "")
-    last = err.splitlines()[-1]
-    assert last == (
-        "error: the worker of slot 0 (cpu) died 3 times before it could start (exit status 1): "
-        "try `ctrbench run` on this device"
+    log = box.runs / "sweeps" / "sweep" / "workers.log"
+    assert err.splitlines()[-1] == (
+        f"error: the worker of slot 0 (cpu) died 3 times before it could start (exit status 1): {log} has what it said"
     )
     monkeypatch.undo()
     assert tune()[0] == 0 and [record.state for record in box.records()] == ["complete"] * 2
@@ -195,7 +191,10 @@ def test_pruned_trials(pruner: dict[str, Any], box: Any, tune: Callable[..., tup
         assert record.curve == told and (len(told) < 4) is (record.state == "pruned")
         assert (run_dir / "DONE").exists() is (record.state == "complete")
         assert (record.objective is None) is (record.state == "pruned")
-    assert f"{records[2].expid}: pruned at {records[2].curve[-1]:.6f} after 1 evaluation (" in err
+    for record in records[2:]:
+        count = len(record.curve)
+        said = f"pruned at {record.curve[-1]:.6f} after {count} evaluation{'s' if count > 1 else ''} ("
+        assert f"{record.expid}: {said}" in err
     again = tune()
     assert again[0] == 0 and "started on" not in again[2] and again[1] == out
 
@@ -241,9 +240,28 @@ def test_data_is_built_once_for_all_trials_that_share_it(box: Any, tune: Callabl
     assert len(set(hashes.values())) == 2 == len({(r.values["min_categr_count"], len(r.seeds)) for r in records})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a WAITING trial beyond num_trials is waited for without end (Engine._others_run)"
-)
+@pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "at its last checkpoint"])
+def test_a_trial_that_was_at_its_end_keeps_its_curve(
+    is_finished: bool, box: Any, tune: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A kill between the last evaluation and the store's record of it."""
+    box.tuner({"learning_rate": [0.01, 0.02], "epochs": 3})
+    assert tune(slots=2)[0] == 0
+    before = [(record.expid, record.objective, record.seeds, record.curve) for record in box.records()]
+    (box.runs / "sweeps" / "sweep" / "journal.log").unlink()
+    for run_dir in box.run_dirs().values():
+        if not is_finished:
+            (run_dir / "DONE").unlink()
+            (run_dir / "report.json").unlink()
+    status, _, err = tune(slots=2)
+    assert status == 0
+    assert ("2 finished runs of this sweep were taken from their run directories" in err) is is_finished
+    after = [(record.expid, record.objective, record.seeds, record.curve) for record in box.records()]
+    assert [entry[:2] for entry in after] == [entry[:2] for entry in before]
+    assert not is_finished or [entry[2] for entry in after] == [entry[2] for entry in before]
+    assert [entry[3] for entry in after] == [entry[3] for entry in before]
+
+
 def test_fewer_trials_than_were_begun(box: Any, tune: Callable[..., tuple[int, str, str]]) -> None:
     """num_trials may change; a trial that was interrupted and is not asked for any more must not be waited for."""
     box.tuner({"learning_rate": [0.01, 0.02, 0.03]}, num_trials=3)
@@ -257,6 +275,6 @@ def test_fewer_trials_than_were_begun(box: Any, tune: Callable[..., tuple[int, s
     command = box.start()
     try:
         command.until_it_says("continued: ")
-        assert command.wait(20) == 0, command.text
+        assert command.wait(60) == 0, command.text
     finally:
         command.kill()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, load_script
 
+from ctrbench.cli import main
 from ctrbench.yamlfile import dump_yaml, load_yaml
 
 kill_test = load_script(ROOT / "benchmarks" / "tuner_kill_test.py")
@@ -51,7 +51,7 @@ def evaluated(box: Any) -> int:
 # Stopping
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_stopped_sweep_goes_on_from_its_checkpoints(how: str, box: Any, started: list[Any]) -> None:
     box.tuner({"mood": "slow", "learning_rate": [0.01, 0.02, 0.03], "batch_size": 64, "epochs": 20})
     command = box.start()
@@ -89,7 +89,7 @@ def resume_step(run_dir: Path) -> int:
     return int(load_checkpoint(run_dir / "last.ckpt")["progress"]["total_steps"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_second_signal_ends_at_once(number: int, box: Any, started: list[Any]) -> None:
     box.tuner({"mood": "stuck", "learning_rate": [0.01, 0.02], "epochs": 3})
     command = box.start()
@@ -121,18 +121,47 @@ def until(condition: Any, seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def test_ctrl_c_while_the_workers_start(box: Any, started: list[Any]) -> None:
+@pytest.mark.parametrize("is_slow", [False, True], ids=["while all load", "while the fork server loads"])
+def test_ctrl_c_while_the_workers_start(is_slow: bool, box: Any, started: list[Any]) -> None:
     box.tuner({"learning_rate": [0.01, 0.02]})
     command = box.start()
     started.append(command)
     command.until(lambda: command.fork_server is not None)
-    command.until_it_says("sweep: grid, 2 trials")
+    server = command.fork_server
+    os.kill(server, signal.SIGSTOP)  # so that it loads as long as this wants
+    if is_slow:
+        command.until_it_says("sweep: grid, 2 trials")
+        command.until(lambda: "pipe_read" in stack(command.process.pid) or not kill_test.is_running(server))
     command.signal(signal.SIGINT)
+    os.kill(server, signal.SIGCONT)
     assert command.wait() == 130, command.text
     assert "Traceback" not in command.text
+    until(lambda: not kill_test.is_running(server))
+    assert not box.run_dirs()
     again = box.start()
     started.append(again)
     assert again.wait() == 0, again.text
+
+
+def test_a_fork_server_that_is_killed_while_it_loads(box: Any, started: list[Any]) -> None:
+    box.tuner({"learning_rate": [0.01, 0.02]})
+    command = box.start()
+    started.append(command)
+    command.until(lambda: command.fork_server is not None)
+    server = command.fork_server
+    os.kill(server, signal.SIGSTOP)
+    command.until_it_says("sweep: grid, 2 trials")
+    command.until(lambda: "pipe_read" in stack(command.process.pid))
+    os.kill(server, signal.SIGKILL)
+    assert command.wait() == 0, command.text
+
+
+def stack(pid: int) -> str:
+    """Where in the kernel a process waits."""
+    try:
+        return Path(f"/proc/{pid}/wchan").read_text()
+    except OSError:
+        return ""
 
 
 # Killing
@@ -236,27 +265,27 @@ def test_the_other_machine_takes_over(tmp_path: Path, few_rows: Path, started: l
     check_shared(boxes, [commands[1], again], url, 4)
 
 
-def test_other_data_on_the_second_machine(tmp_path: Path, few_rows: Path, started: list[Any]) -> None:
+def test_other_data_on_the_second_machine(tmp_path: Path, few_rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite:///{tmp_path / 'shared.db'}"
-    boxes = machines(tmp_path, few_rows, {"learning_rate": [0.01, 0.02, 0.03]})
-    store = boxes[0].store(url=url)  # which keeps one setting for the second machine
-    kept = store.claim(3)
-    [first] = share(boxes[:1], url, started, "--stale-after", "3")
-    first.until(lambda: len(boxes[0].run_dirs()) == 2)
-    with (boxes[1].raw / "train.csv").open("a") as stream:
-        stream.write((boxes[1].raw / "train.csv").read_text().splitlines()[-1] + "\n")
-    store.release(kept.trial_id)
-    # The first machine would take it: it has to be gone for this.
-    first.kill()
-    store.close()
-    [second] = share(boxes[1:], url, started, "--stale-after", "3")
-    assert second.wait() == 2, second.text
-    last = second.text.splitlines()[-1]
+    here, there = machines(tmp_path, few_rows, {"learning_rate": [0.01, 0.02, 0.03]})
+    here.tuner({"learning_rate": [0.01, 0.02, 0.03]}, num_trials=2)
+    assert main(here.command("--storage", url)[1:]) == 0
+    with (there.raw / "train.csv").open("a") as stream:
+        stream.write((there.raw / "train.csv").read_text().splitlines()[-1] + "\n")
+    capsys.readouterr()
+    assert main(there.command("--storage", url)[1:]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: tiny_ctr: the data of this machine (")
     assert last.endswith("): copy the same raw files here, or start over with --fresh")
-    assert "Traceback" not in second.text
-    # The first one goes on.
-    shutil.rmtree(boxes[1].folder)
-    [again] = share(boxes[:1], url, started, "--stale-after", "3")
-    assert again.wait() == 0, again.text
-    assert [record.state for record in boxes[0].records(url=url)] == ["complete"] * 3
+    assert [record.state for record in here.records(url=url)] == ["complete", "complete", "waiting"]
+    # The first machine goes on.
+    here.tuner({"learning_rate": [0.01, 0.02, 0.03]})
+    assert main(here.command("--storage", url)[1:]) == 0
+    assert [record.state for record in here.records(url=url)] == ["complete"] * 3
+    # Another sweep of that name is refused.
+    there.tuner({"learning_rate": [0.01, 0.04]})
+    capsys.readouterr()
+    assert main(there.command("--storage", url)[1:]) == 2
+    assert "the store holds another sweep named 'sweep' (tuner_space.learning_rate was [0.01, 0.02, 0.03], is [" in (
+        capsys.readouterr().err
+    )
