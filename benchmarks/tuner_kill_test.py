@@ -303,6 +303,7 @@ def outcomes(records: list[TrialRecord]) -> dict[str, Any]:
             r.index,
             r.values,
             r.objective,
+            r.curve,
             [(s.seed, s.metrics, s.best_value, s.best_epoch, s.epochs) for s in r.seeds],
         )
         for r in records

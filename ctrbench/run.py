@@ -45,6 +45,7 @@ class Session:
         on_evaluation: called after each evaluation with the curve so far; an exception of it ends the run.
         should_stop: asked after every training step; when it says so, the run saves a checkpoint and raises `InterruptedRunError`.
         is_quiet: say nothing on the terminal.
+        patience: seconds to wait for another process that is running the same experiment.
         notes: further entries of report.json.
     """
 
@@ -52,6 +53,7 @@ class Session:
     on_evaluation: Callable[[list[dict[str, Any]]], None] = lambda history: None
     should_stop: Callable[[], bool] = lambda: False
     is_quiet: bool = False
+    patience: float = 0.0
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -97,7 +99,7 @@ def run(
         _check_labels(experiment, data, feature_map, batches)
         trainer.probe(batches["train"].rows(range(min(8, batches["train"].num_rows))))
         run_dir = experiment.run_dir
-        with _exclusive(run_dir):
+        with _exclusive(run_dir, session.patience):
             is_resumed = not fresh and _can_resume(experiment, data)
             _clear(run_dir, keep_progress=is_resumed)
             log.open(run_dir / "train.log", append=is_resumed)
@@ -350,10 +352,10 @@ def _clear(run_dir: Path, keep_progress: bool) -> None:
             (run_dir / name).unlink(missing_ok=True)
 
 
-def _exclusive(run_dir: Path) -> Any:
+def _exclusive(run_dir: Path, patience: float) -> Any:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(run_dir / ".lock").acquire(timeout=0)
+        return filelock.FileLock(run_dir / ".lock").acquire(timeout=patience)
     except filelock.Timeout as error:
         raise ConfigError(
             f"{run_dir}: another process is running this experiment: wait for it, or use another seed"

@@ -45,9 +45,10 @@ class FileLock:
         if self._journal.exists():
             with self._journal.open("rb+") as stream:
                 size = stream.seek(0, os.SEEK_END)
-                stream.seek(max(0, size - MAX_LINE))
-                tail = stream.read()
-                if tail and not tail.endswith(b"\n"):
+                stream.seek(max(0, size - 1))
+                if stream.read() not in (b"", b"\n"):
+                    stream.seek(max(0, size - MAX_LINE))
+                    tail = stream.read()
                     logger.warning(INCOMPLETE, self._journal)
                     stream.truncate(size - len(tail) + tail.rfind(b"\n") + 1)
         return True

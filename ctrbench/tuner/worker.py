@@ -89,6 +89,7 @@ class Ended:
     trace: str = ""
 
 
+PATIENCE_SECONDS = 20.0
 # What a worker says when it can take a task.
 READY = "ready"
 
@@ -183,7 +184,8 @@ class _Trial:
                 raise _PrunedError
 
         notes = {"sweep": self.task.sweep_id}
-        session = Session(self.data, tell, self.stop.is_set, is_quiet=True, notes=notes)
+        # A worker of a command that was just killed may take a moment to notice.
+        session = Session(self.data, tell, self.stop.is_set, is_quiet=True, patience=PATIENCE_SECONDS, notes=notes)
         return run(experiment, self.task.gpu, self.task.is_fresh, self.task.commands[position], session)
 
     def _finished_report(self, experiment: Experiment) -> dict[str, Any] | None:
