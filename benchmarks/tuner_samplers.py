@@ -6,7 +6,8 @@
 SDCNv3 with its published settings but for the keys that are searched, on the first 60,000 rows of each split and for three
 epochs, so that a trial takes seconds. An epoch costs the same in every trial, so training time is counted in epochs, which
 a busy machine does not change: each method has what the grid's trials take. Two CPU slots; a repeat has its own seed of
-training and of drawing. Writes a JSON file with every trial and a Markdown table.
+training and of drawing. The grid lies around the published values, which the others have to find. Writes a
+JSON file with every trial and a Markdown table.
 """
 
 from __future__ import annotations
