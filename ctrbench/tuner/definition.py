@@ -26,6 +26,7 @@ from ctrbench.config import (
 from ctrbench.errors import ConfigError, did_you_mean
 from ctrbench.files import sha256_of_value
 from ctrbench.schema import UNREAD_DATASET_KEYS, UNREAD_MODEL_KEYS, DatasetConfig
+from ctrbench.tuner.sampling import setting_name
 from ctrbench.tuner.schema import TunerConfig
 from ctrbench.tuner.space import MAX_GRID, Dimension, Space, Values, parse_space
 from ctrbench.validation import validate
@@ -33,8 +34,6 @@ from ctrbench.yamlfile import load_yaml, shown
 
 # Draws in a row that give nothing new before a random search counts as exhausted.
 MAX_REPEATED_DRAWS = 10_000
-# What may differ when a sweep is continued: how much of it is run, not what it is.
-FREE_KEYS = ("num_trials", "timeout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +185,7 @@ def _random_settings(sweep: Sweep) -> Iterator[Values]:
             for key, distribution in distributions.items()
         }
         values = sweep.space.from_sampled(sampled)
-        name = json.dumps(values, sort_keys=True, default=str)
+        name = setting_name(values)
         if name in seen or not sweep.space.allows(values):
             repeated += 1
             continue

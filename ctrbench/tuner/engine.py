@@ -99,7 +99,7 @@ class Engine:
             self._deadline = self._started + sweep.config.timeout - store.seconds_used()
 
     def run(self) -> bool:
-        """Run the sweep; True if it is complete, False if it was stopped or its time is over."""
+        """Run the sweep until nothing is left for this process or its time is over; False if it was told to stop."""
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.store.heartbeat(force=True)

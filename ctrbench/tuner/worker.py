@@ -234,8 +234,3 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def describe_device(gpu: int) -> str:
-    """The device as tables show it."""
-    return "cpu" if gpu < 0 else f"gpu {gpu}"
