@@ -61,6 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_tune_arguments(tune)
     tune.set_defaults(action=_tune)
 
+    bench = commands.add_parser("bench", help="run what is missing of a suite of experiments")
+    bench.add_argument("suite", help="a name in config/suites/, or a file")
+    bench.add_argument(
+        "--gpu",
+        type=int,
+        nargs="+",
+        default=[-1],
+        help="a slot for each index, repeat one for several runs on one GPU; -1 is the CPU (default: -1)",
+    )
+    bench.add_argument("--fresh", action="store_true", help="run finished experiments again")
+    bench.add_argument("--dry-run", action="store_true", help="list what is finished and what is to do, run nothing")
+    bench.set_defaults(action=_bench)
+
     leaderboard = commands.add_parser("leaderboard", help="a table of finished runs")
     leaderboard.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="folder of run directories")
     leaderboard.set_defaults(action=_leaderboard)
@@ -300,6 +313,26 @@ def _tune(arguments: argparse.Namespace) -> int:
             stale_seconds=arguments.stale_after,
         )
     )
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from ctrbench.suite import load_suite
+
+    suite = load_suite(arguments.suite)
+    if arguments.dry_run:
+        from ctrbench.bench import describe
+
+        print("\n".join(describe(suite)))
+        return 0
+    from ctrbench.tuner.slots import preload
+
+    preload()
+    from ctrbench.bench import Bench
+    from ctrbench.run import check_gpu
+
+    for gpu in dict.fromkeys(arguments.gpu):
+        check_gpu(gpu)
+    return Bench(suite, arguments.gpu, arguments.fresh).run()
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

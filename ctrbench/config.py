@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,15 @@ class Experiment:
     @property
     def config_hash(self) -> str:
         """SHA-256 over everything that shapes the result."""
-        training = {k: v for k, v in self.training.model_dump().items() if k not in NO_EFFECT}
+        return self._hash(NO_EFFECT)
+
+    @property
+    def settings_hash(self) -> str:
+        """As `config_hash` without the seed: the same for all seeds of an experiment."""
+        return self._hash(NO_EFFECT | {"seed"})
+
+    def _hash(self, left_out: frozenset[str]) -> str:
+        training = {k: v for k, v in self.training.model_dump().items() if k not in left_out}
         dataset = self.dataset.model_dump(exclude={"data_root"})
         # A dump does not tell `feature_encoder: null` from no feature_encoder, which for a sequence means the average.
         dataset["encoders"] = [column.encoder for column in self.dataset.feature_cols]
@@ -77,8 +86,8 @@ class Experiment:
         return dump_yaml(
             {
                 "expid": self.expid,
-                "root": str(self.root),
-                "zoo": str(self.zoo),
+                "root": os.path.relpath(self.root.resolve(), self.run_dir.resolve()),
+                "zoo": os.path.relpath(self.zoo.resolve(), self.root.resolve()),
                 "training": self.training.model_dump(),
                 "model": self.model_params,
                 "dataset": self.dataset.model_dump(exclude_unset=True),
@@ -252,7 +261,11 @@ def load_run(run_dir: Path) -> Experiment:
     try:
         training = TrainingConfig.model_validate(saved["training"])
         dataset = DatasetConfig.model_validate(saved["dataset"])
-        paths = Path(saved["zoo"]), Path(saved["root"])
+        root = (run_dir / saved["root"]).resolve()
+        if not (root / saved["zoo"]).is_dir():  # a copy elsewhere in the repository
+            around = run_dir.resolve().parents
+            root = next((folder for folder in around if (folder / saved["zoo"] / "src").is_dir()), root)
+        paths = (root / saved["zoo"]).resolve(), root
         return Experiment(str(saved["expid"]), training, dict(saved["model"]), dataset, *paths, source=str(path))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: damaged: {str(error).splitlines()[0]}: run the experiment again") from error

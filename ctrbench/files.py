@@ -80,6 +80,12 @@ def storage_error(error: OSError, path: Path) -> CtrbenchError:
     return CtrbenchError(f"{path}: cannot be written: {error.strerror or error}")
 
 
+def shown_path(path: Path) -> str:
+    """A path as messages and logs show it: from the working directory where it lies below that."""
+    path, here = path.absolute(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file's content, as hexadecimal digits."""
     with path.open("rb") as stream:

@@ -24,13 +24,14 @@ from ctrbench.config import Experiment, load_run
 from ctrbench.embedding import embedding_parameters
 from ctrbench.environment import describe_environment, peak_memory, reset_peak_memory
 from ctrbench.errors import ConfigError, DataError
+from ctrbench.evidence import seal
 from ctrbench.features import FeatureMap, load_feature_map
-from ctrbench.files import storage_error, write_json, write_text
+from ctrbench.files import shown_path, storage_error, write_json, write_text
 from ctrbench.preprocess import DataFolder, build_dataset, expected_hash
 from ctrbench.runlog import RunLog, as_json, watch
 from ctrbench.schema import TrainingConfig
 from ctrbench.trainer import Trainer
-from ctrbench.zoo import build_model, load_model_class
+from ctrbench.zoo import build_model, load_model_class, source_hash
 
 logger = logging.getLogger(__name__)
 SPLIT_TITLES = {"train": "Train", "valid": "Validation", "test": "Test"}
@@ -115,14 +116,16 @@ def run(
                 environment=describe_environment(experiment.root, trainer.device),
                 data_hash=data.data_hash,
                 config_hash=experiment.config_hash,
+                settings_hash=experiment.settings_hash,
+                model_hash=source_hash(experiment.zoo),
                 command=command,
                 is_resumed=is_resumed,
                 **session.notes,
             )
-            write_json(run_dir / "report.json", report)
+            logger.info("Report: %s", shown_path(run_dir / "report.json"))
+            log.close_file()  # its hash goes into the report
             _append_result(experiment, report, command)
-            write_text(run_dir / "DONE", "")
-            logger.info("Report: %s", run_dir / "report.json")
+            seal(run_dir, report, experiment.root / settings.model_root)
     return report
 
 

@@ -48,6 +48,13 @@ class RunLog:
         logging.getLogger().removeHandler(self._early)
         logging.getLogger().addHandler(self._file)
 
+    def close_file(self) -> None:
+        """End the file; the terminal goes on."""
+        if self._file is not None:
+            logging.getLogger().removeHandler(self._file)
+            self._file.close()
+            self._file = None
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -60,8 +67,7 @@ class RunLog:
             if handler is not None:
                 root.removeHandler(handler)
         root.setLevel(self._level)
-        if self._file is not None:
-            self._file.close()
+        self.close_file()
 
 
 def as_json(values: Mapping[str, Any]) -> str:

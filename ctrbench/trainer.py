@@ -36,6 +36,7 @@ from ctrbench.checkpoint import (
 from ctrbench.dropout import speed_up_dropout
 from ctrbench.embedding import embedding_parameters, merge_embeddings
 from ctrbench.errors import ConfigError, CtrbenchError, DataError, InterruptedRunError, TrainingError
+from ctrbench.files import shown_path
 from ctrbench.metrics import evaluate_metrics
 from ctrbench.optim import CoupledAdam
 from ctrbench.schema import TrainingConfig
@@ -141,7 +142,7 @@ class Trainer:
                 at.epoch, at.batch = at.epoch + 1, 0
         logger.info("Training finished.")
         if self.best_weights and self.best_weights.exists():
-            logger.info("Load best model: %s", self.best_weights)
+            logger.info("Load best model: %s", shown_path(self.best_weights))
             load_weights(self.best_weights, self.model)
         return at
 

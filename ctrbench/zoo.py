@@ -20,6 +20,7 @@ from fuxictr.pytorch.torch_utils import get_loss
 from torch import nn
 
 from ctrbench.errors import ConfigError, did_you_mean
+from ctrbench.files import sha256_of_file, sha256_of_value
 
 
 def load_model_class(folder: Path, name: str) -> type[nn.Module]:
@@ -74,6 +75,12 @@ def _place(error: Exception, init: Path) -> str:
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(init.parent)]
     frame = (own or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"
+
+
+def source_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of a model folder's code."""
+    files = sorted((folder / "src").rglob("*.py"))
+    return sha256_of_value([[file.relative_to(folder).as_posix(), sha256_of_file(file)] for file in files])
 
 
 def model_keys(model_class: type[nn.Module]) -> dict[str, inspect.Parameter]:

@@ -39,7 +39,7 @@ class Task:
         trial_id: of the store.
         experiments: one for each seed.
         gpu: index of the GPU; -1 is the CPU.
-        sweep_id: identifies the sweep in the reports of its runs.
+        sweep_id: identifies the sweep in the reports of its runs; empty for runs that belong to none.
         commands: how to run each experiment by hand.
         is_fresh: whether to begin its runs anew.
         asks: whether to wait for the pruner's word after each evaluation.
@@ -183,7 +183,7 @@ class _Trial:
             if self.task.asks and is_first and self.inbox.get() == "prune":
                 raise _PrunedError
 
-        notes = {"sweep": self.task.sweep_id}
+        notes = {"sweep": self.task.sweep_id} if self.task.sweep_id else {}
         # A worker of a command that was just killed may take a moment to notice.
         session = Session(self.data, tell, self.stop.is_set, is_quiet=True, patience=PATIENCE_SECONDS, notes=notes)
         return run(experiment, self.task.gpu, self.task.is_fresh, self.task.commands[position], session)
@@ -195,7 +195,7 @@ class _Trial:
             return None
         try:
             report: dict[str, Any] = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
-            same = report["sweep"] == self.task.sweep_id and report["config_hash"] == experiment.config_hash
+            same = report.get("sweep", "") == self.task.sweep_id and report["config_hash"] == experiment.config_hash
             if same and report["data_hash"] == self._data_hash_of(experiment):
                 return report
         except (OSError, ValueError, KeyError, TypeError):
