@@ -55,6 +55,7 @@ def make_feature_map(experiment: Experiment) -> FeatureMap:
         feature_map.features[column.name] = spec
     feature_map.labels = [column.name for column in experiment.dataset.label_col]
     feature_map.num_fields = feature_map.get_num_fields()
+    feature_map.default_emb_dim = experiment.model_params["embedding_dim"]
     if key is not None:
         items = [name for name, spec in feature_map.features.items() if spec["source"] == "item"]
         table = make_columns(feature_map, feature_map.features[key.name]["vocab_size"], items)

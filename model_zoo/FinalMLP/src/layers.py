@@ -84,9 +84,8 @@ class MultiHeadBilinearFusion(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Every head as a linear layer of its own shape."""
-        for w in self.w3:
-            nn.init.xavier_normal_(w)
+        """As one linear layer over all products o_1i o_2j: their sum starts of the order of the linear terms."""
+        nn.init.normal_(self.w3, std=(2 / (self.w3.numel() + 1)) ** 0.5)
 
     def forward(self, o1: Tensor, o2: Tensor) -> Tensor:
         """(B, d1), (B, d2) -> (B, 1)."""
