@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class LogarithmicTransformation(nn.Module):
-    """Products of powers of the fields, with learned exponents (arXiv 1909.03276, eq. 7).
+    """Products of powers of the fields, with learned exponents (arXiv 1909.03276).
 
         y_k = BN(exp(sum_j w_kj BN(ln |e_j|))) = BN(prod_j |e_j|^w_kj) but for the inner normalisation
 

@@ -15,7 +15,7 @@ EPSILON = 1e-8  # least squared modulus: below it the phase counts as 0 and log(
 
 
 class EulerEmbedding(nn.Module):
-    """mu_j * exp(i e_j) of every field j, as its real and imaginary part (arXiv 2304.10711, section 3.2.1).
+    """mu_j * exp(i e_j) of every field j, as its real and imaginary part (arXiv 2304.10711).
 
     Args:
         feature_map: the fields, all of one width.
@@ -45,7 +45,7 @@ class EulerEmbedding(nn.Module):
 
 
 class EulerInteraction(nn.Module):
-    """Products of powers of complex features, which Euler's formula turns into sums (arXiv 2304.10711, eq. 8 to 14).
+    """Products of powers of complex features, which Euler's formula turns into sums (arXiv 2304.10711).
 
         lambda_j = |r_j + i p_j|, theta_j = arg(r_j + i p_j)
         explicit:  prod_j (r_j + i p_j)^alpha_kj = l_k exp(i psi_k),

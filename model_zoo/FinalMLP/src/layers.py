@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class FeatureGate(nn.Module):
-    """x * 2 sigmoid(MLP(context)): a soft selection of features, 1 on average (arXiv 2304.00902, eq. 3 and 4).
+    """x * 2 sigmoid(MLP(context)): a soft selection of features, near 1 at first (arXiv 2304.00902).
 
     Args:
         feature_map: the fields.
@@ -61,7 +61,7 @@ class FeatureGate(nn.Module):
 
 
 class MultiHeadBilinearFusion(nn.Module):
-    """z = b + w_1 o_1 + w_2 o_2 + sum_h o_1h W_h o_2h, the streams cut into H parts (arXiv 2304.00902, eq. 7 to 9).
+    """z = b + w_1 o_1 + w_2 o_2 + sum_h o_1h W_h o_2h, the streams cut into H parts (arXiv 2304.00902).
 
     Args:
         input_dim1: width of o_1.

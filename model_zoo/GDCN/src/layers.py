@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class GatedCrossNetwork(nn.Module):
-    """Cross layers whose every output passes an information gate (arXiv 2311.04635, eq. 4).
+    """Cross layers whose every output passes an information gate (arXiv 2311.04635).
 
         c_(l+1) = c_0 * (W_l c_l + b_l) * sigmoid(G_l c_l) + c_l
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class FieldLayerNorm(nn.Module):
-    """LN_EMB(e) = [LN(e_1), ..., LN(e_F)], every field with a scale and shift of its own (arXiv 2102.07619, eq. 6).
+    """LN_EMB(e) = [LN(e_1), ..., LN(e_F)], every field with a scale and shift of its own (arXiv 2102.07619).
 
     Args:
         widths: of the fields, N in all.
@@ -30,7 +30,7 @@ class FieldLayerNorm(nn.Module):
 
 
 class MaskBlock(nn.Module):
-    """Multiplies its input by a mask that all embeddings of the sample decide on (arXiv 2102.07619, eq. 4, 10 and 11).
+    """Multiplies its input by a mask that all embeddings of the sample decide on (arXiv 2102.07619).
 
         V_mask = W_2 relu(W_1 e + b_1) + b_2                   e: the plain embeddings; W_1: N -> r*z, W_2: r*z -> z
         y      = Dropout(relu(LayerNorm(W (V_mask * h))))      h: the z-wide input
