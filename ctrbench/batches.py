@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ctrbench.errors import DataError
 from ctrbench.features import FeatureMap
+from ctrbench.forms import Columns, Form
 from ctrbench.items import item_map
 from ctrbench.storage import SplitFile, open_split, stored_width
 
@@ -38,11 +39,15 @@ class Batches:
         shuffle: draw a new order every epoch.
         seed: with the number of the epoch, this fixes the order.
         device: where the rows are kept.
-        items: an item table, whose first column is the key: batches then carry the features of the item that the key's
-            column names, for models that know nothing of item tables.
+        form: what is made of the columns of a batch; see `ctrbench.forms`.
 
     Iterating yields one epoch: categorical (B,), sequence (B, L), numeric (B,), embedding (B, E), label (B,).
+
+    Attributes:
+        num_blocks: FuxiCTR's loaders have it, as `num_samples` and `num_batches`.
     """
+
+    num_blocks = 1
 
     def __init__(
         self,
@@ -51,7 +56,7 @@ class Batches:
         shuffle: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        items: Mapping[str, Tensor] | None = None,
+        form: Form = Columns(),  # noqa: B008 - frozen
     ):
         if not columns:
             raise DataError("a split without columns")
@@ -61,7 +66,7 @@ class Batches:
         self.seed = seed
         self.epoch = 0
         self.first_batch = 0
-        self._items = dict(items or {})
+        self.form = form
         self._layout: dict[str, tuple[bool, int, int | None]] = {}
         ids = {name: x for name, x in columns.items() if not x.is_floating_point()}
         reals = {name: x for name, x in columns.items() if x.is_floating_point()}
@@ -90,7 +95,7 @@ class Batches:
         seed: int = 0,
         device: torch.device | str = "cpu",
         labels_required: bool = True,
-        items: Mapping[str, Tensor] | None = None,
+        form: Form = Columns(),  # noqa: B008 - frozen
     ) -> Batches:
         """Read the columns of `feature_map` from an H5 split.
 
@@ -102,7 +107,7 @@ class Batches:
             _check_fits(split, names, feature_map, device)
             try:
                 columns = {name: torch.from_numpy(_torch_ready(split.read(name))) for name in names}
-                return cls(columns, batch_size, shuffle, seed, device, items)
+                return cls(columns, batch_size, shuffle, seed, device, form)
             except torch.cuda.OutOfMemoryError as error:
                 raise DataError(f"{path}: {split.num_rows} rows do not fit the memory of {device}") from error
 
@@ -110,17 +115,31 @@ class Batches:
         return math.ceil(self.num_rows / self.batch_size)
 
     @property
+    def num_samples(self) -> int:
+        """Rows."""
+        return self.num_rows
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch."""
+        return len(self)
+
+    @property
     def names(self) -> list[str]:
-        """The columns of a batch."""
+        """The columns of a split."""
         return list(self._layout)
 
     def column(self, name: str) -> Tensor:
         """All rows of one column in file order, (N,) or (N, width), a view."""
         return self._view(name, self._ids, self._reals)
 
-    def rows(self, numbers: Sequence[int]) -> Batch:
+    def rows(self, numbers: Sequence[int]) -> Any:
         """The rows of these numbers, counted in file order, as a batch."""
-        return self._batch(self._ids[list(numbers)], self._reals[list(numbers)])
+        return self.form(self.plain_rows(numbers))
+
+    def plain_rows(self, numbers: Sequence[int]) -> Batch:
+        """As `rows`, always as columns by name."""
+        return self._columns(self._ids[list(numbers)], self._reals[list(numbers)])
 
     def ordered(self, batch_size: int, shuffle: bool, seed: int) -> Batches:
         """The same rows, sharing their memory, in batches of another size and order."""
@@ -128,31 +147,33 @@ class Batches:
         other.batch_size, other.shuffle, other.seed, other.epoch, other.first_batch = batch_size, shuffle, seed, 0, 0
         return other
 
+    def in_form(self, form: Form) -> Batches:
+        """The same rows, sharing their memory, in batches of another form."""
+        other = copy.copy(self)
+        other.form = form
+        return other
+
     def at(self, epoch: int, first_batch: int = 0) -> Batches:
         """Set the epoch that the next iteration yields, and the batch that it starts from."""
         self.epoch, self.first_batch = epoch, first_batch
         return self
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         first, self.first_batch = self.first_batch, 0
         order = self._order(self.epoch) if self.shuffle else None
         for start in range(first * self.batch_size, self.num_rows, self.batch_size):
             stop = start + self.batch_size
             if order is None:
-                ids, reals = self._ids[start:stop], self._reals[start:stop]
+                # Copies: a model may write to its batch.
+                ids, reals = self._ids[start:stop].clone(), self._reals[start:stop].clone()
             else:
                 rows = order[start:stop]
                 ids, reals = self._ids.index_select(0, rows), self._reals.index_select(0, rows)
-            yield self._batch(ids, reals)
+            yield self.form(self._columns(ids, reals))
         self.epoch += 1
 
-    def _batch(self, ids: Tensor, reals: Tensor) -> Batch:
-        batch = {name: self._view(name, ids, reals) for name in self._layout}
-        if self._items:
-            key, *features = self._items
-            rows = batch[key].long()
-            batch.update({name: self._items[name].index_select(0, rows) for name in features})
-        return batch
+    def _columns(self, ids: Tensor, reals: Tensor) -> Batch:
+        return {name: self._view(name, ids, reals) for name in self._layout}
 
     def _order(self, epoch: int) -> Tensor:
         # Drawn on the CPU, so that a seed means the same order on every device.
@@ -203,7 +224,9 @@ def load_items(path: Path, feature_map: FeatureMap, device: torch.device | str) 
                 f"delete {path.parent} and run again to build it anew"
             )
         columns = {name: torch.from_numpy(_torch_ready(stored.read(name))) for name in stored.columns}
-    return {name: values.to(device) for name, values in columns.items()}
+    # One type for all ids, as in the splits: what is added to a byte would wrap.
+    id_type = _common_id_type({name: x for name, x in columns.items() if not x.is_floating_point()})
+    return {name: (x if x.is_floating_point() else x.to(id_type)).to(device) for name, x in columns.items()}
 
 
 def _common_id_type(columns: dict[str, Tensor]) -> torch.dtype:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ def draft_feature_map(dataset: DatasetConfig, folder: Path, params: Mapping[str,
     return make_feature_map(stored, path, params)
 
 
-def _built_lengths(dataset: DatasetConfig, folder: Path, task: str) -> dict[str, dict[str, int]]:
+def _built_lengths(dataset: DatasetConfig, folder: Path, task: str | Sequence[str]) -> dict[str, dict[str, int]]:
     """By feature, the lengths of the data that was built from these settings."""
     manifest = manifests.read(folder)
     if manifest is None or manifest["settings_hash"] != manifests.settings_hash(dataset, task):

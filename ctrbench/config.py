@@ -15,6 +15,9 @@ from ctrbench.columns import basic_problems, check_together, dataset_problems
 from ctrbench.errors import ConfigError, did_you_mean
 from ctrbench.files import sha256_of_value
 from ctrbench.schema import (
+    INSTEAD_OF,
+    LOADER_KEYS,
+    REFUSED_DATASET_KEYS,
     UNREAD_COLUMN_KEYS,
     UNREAD_DATASET_KEYS,
     UNREAD_MODEL_KEYS,
@@ -33,6 +36,8 @@ from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml, shown
 
 # Settings that do not change a result: where it is written and how much is said on the way.
 NO_EFFECT = frozenset({"model_root", "verbose", "checkpoint_every"})
+# Settings of a dataset that are paths.
+PATHS = ("data_root", "train_data", "valid_data", "test_data", "item_info")
 logger = logging.getLogger(__name__)
 
 
@@ -79,7 +84,7 @@ class Experiment:
         dataset = self.dataset.model_dump(exclude={"data_root"})
         # A dump does not tell `feature_encoder: null` from no feature_encoder, which for a sequence means the average.
         dataset["encoders"] = [column.encoder for column in self.dataset.feature_cols]
-        return sha256_of_value({"training": training, "model": self.model_params, "dataset": dataset})
+        return sha256_of_value({"training": training, "model": _with_tuples(self.model_params), "dataset": dataset})
 
     def to_yaml(self) -> str:
         """All settings, defaults included, in the form that `load_run` reads."""
@@ -95,8 +100,15 @@ class Experiment:
         )
 
     def flat(self) -> dict[str, Any]:
-        """Model and training settings side by side, as FuxiCTR passes them to a constructor."""
+        """Model and training settings side by side."""
         return {**self.training.model_dump(), **self.model_params}
+
+    def constructor_params(self, gpu: int = -1) -> dict[str, Any]:
+        """What FuxiCTR passes to a constructor: `flat()` and the dataset's settings, with absolute paths."""
+        dataset = self.dataset.model_dump(exclude_unset=True)
+        dataset |= {key: str(self.root / dataset[key]) for key in PATHS if dataset.get(key)}
+        model_root = str(self.root / self.training.model_root)
+        return {**dataset, **self.flat(), "gpu": gpu, "model_id": self.expid, "model_root": model_root}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,16 +235,20 @@ def make_experiment(
     where = Where(sections.source, origins)
 
     problems: list[str] = []
-    unread = sorted(set(section) & UNREAD_MODEL_KEYS)
+    unread: list[str] = []
     training_keys = {k: v for k, v in section.items() if k in TrainingConfig.model_fields}
     training = validate(TrainingConfig, training_keys, where, problems)
     if sections.zoo_problem:
         problems.append(f"{where('model')}: {sections.zoo_problem}")
-    model_params = {k: v for k, v in section.items() if k not in training_keys and k not in UNREAD_MODEL_KEYS}
+    model_params = {k: v for k, v in section.items() if k not in training_keys}
     for key in sorted(model_params.keys() & DatasetConfig.model_fields.keys()):
         problems.append(f"{where(key)}: belongs in dataset_config, got {shown(model_params.pop(key))}")
     if zoo is not None and isinstance(section.get("model"), str):
-        problems += check_model_params(zoo, section["model"], model_params, where)
+        loaded = LOADER_KEYS if (sections.dataset or {}).get("item_info") else ()
+        found, unread = check_model_params(
+            zoo, section["model"], model_params, where, unread=UNREAD_MODEL_KEYS, loaded=loaded
+        )
+        problems += found
     settings = valid_part(training_keys)
     problems += check_values(settings, where)
     dataset, dataset_unread = _make_dataset(
@@ -244,7 +260,9 @@ def make_experiment(
         raise ConfigError(problems)
     assert training is not None and dataset is not None and zoo is not None
     if (unread or dataset_unread) and not is_quiet:
-        logger.warning("Keys that nothing reads, accepted for FuxiCTR's sake: %s", ", ".join(unread + dataset_unread))
+        logger.warning(
+            "Keys that nothing reads, accepted for FuxiCTR's sake: %s", ", ".join(_hinted(unread) + dataset_unread)
+        )
     return Experiment(expid, training, model_params, dataset, zoo.resolve(), root, where.default)
 
 
@@ -280,14 +298,22 @@ def list_expids(config_dir: Path) -> list[str]:
 def find_root(config_dir: Path, zoo: Path | None = None) -> Path:
     """The folder that relative paths are meant from: the repository's, else the model folder around `config_dir`.
 
-    A configuration folder that lies elsewhere has the root of the model folder `zoo`.
+    A model folder that lies in a repository but not in its model_zoo is foreign to it and its own root. A configuration
+    folder that lies elsewhere has the root of the model folder `zoo`.
     """
     config_dir = config_dir.resolve()
     folders = [config_dir, *config_dir.parents, *((zoo / "config").resolve().parents if zoo else ())]
+    repository = next((f for f in folders if _is_repository(f)), None)
     for folder in folders:
-        if (folder / "model_zoo").is_dir() and (folder / "config" / "dataset_config").is_dir():
+        if folder == repository:
+            return folder
+        if (folder / "src" / "__init__.py").is_file() and (repository is None or folder.parent.name != "model_zoo"):
             return folder
     return next((folder for folder in folders if (folder / "src").is_dir()), config_dir.parent)
+
+
+def _is_repository(folder: Path) -> bool:
+    return (folder / "model_zoo").is_dir() and (folder / "config" / "dataset_config").is_dir()
 
 
 def check_name(name: str, where: str) -> None:
@@ -363,6 +389,21 @@ def _parse_override(text: str) -> tuple[str, Any]:
     return key.strip(), parse_yaml(value, f"--set {key.strip()}")
 
 
+def _with_tuples(value: Any) -> Any:
+    """A value in which tuples differ from lists, as they do for FuxiCTR's models, where JSON would not tell."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_with_tuples(item) for item in value]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    return value
+
+
+def _hinted(keys: Iterable[str]) -> list[str]:
+    """Keys that nothing reads, sorted, with the one that does the same here."""
+    return [f"{key} (here: {INSTEAD_OF[key]})" if key in INSTEAD_OF else key for key in sorted(keys)]
+
+
 def _find_zoo(config_dir: Path, root: Path, model: Any) -> tuple[Path | None, str]:
     """The model folder, or None and what to say of it."""
     around = config_dir.resolve().parent
@@ -415,6 +456,8 @@ def _make_dataset(
     here = Where(sections.dataset_source, dict.fromkeys(overrides, override_source or f"--set: {dataset_id}"))
     for key in sorted(set(section) & set(TrainingConfig.model_fields) - set(DatasetConfig.model_fields)):
         problems.append(f"{here(key)}: belongs in model_config, got {shown(section.pop(key))}")
+    for key in sorted(section.keys() & REFUSED_DATASET_KEYS):
+        problems.append(f"{here(key)}: {REFUSED_DATASET_KEYS[key]}, got {shown(section.pop(key))}")
     dataset = validate(DatasetConfig, {**section, "dataset_id": dataset_id}, here, problems)
     if dataset is not None:
         # Data that must not be rebuilt may have come from settings that would not do to build it.

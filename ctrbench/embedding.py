@@ -36,6 +36,8 @@ class MergedEmbeddingDict(nn.Module):
     def __init__(self, stock: FeatureEmbeddingDict, merged_fields: list[str]):
         super().__init__()
         self._feature_map = stock._feature_map
+        self.required_feature_columns = stock.required_feature_columns
+        self.not_required_feature_columns = stock.not_required_feature_columns
         self.feature_encoders = stock.feature_encoders
         self.embedding_layers = nn.ModuleDict(
             {field: layer for field, layer in stock.embedding_layers.items() if field not in merged_fields}
@@ -55,6 +57,8 @@ class MergedEmbeddingDict(nn.Module):
                 num_rows += layer.num_embeddings
             self._row_ranges[field] = owners[id(layer)]
         self.table = nn.Parameter(torch.cat(weights))  # (sum of V, D)
+        for field in merged_fields:
+            self.embedding_layers[field] = _Rows(self, *self._row_ranges[field], stock.embedding_layers[field])
         self._averaged = {
             field
             for field in merged_fields
@@ -102,6 +106,7 @@ class MergedEmbeddingDict(nn.Module):
 
     # The stock code that turns such a dict into (B, F, D) or (B, N) needs nothing but `_feature_map`.
     dict2tensor = FeatureEmbeddingDict.dict2tensor
+    is_required = FeatureEmbeddingDict.is_required
 
     def _gather(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
         if not ids:
@@ -124,6 +129,30 @@ class MergedEmbeddingDict(nn.Module):
     def _drop_padding_gradient(self, gradient: Tensor) -> Tensor:
         # One lookup can leave out the gradient of one padding row only; here every field has its own.
         return gradient.index_fill_(0, self._padding_rows, 0.0)
+
+
+class _Rows(nn.Module):
+    """What a merged field's own `nn.Embedding` was, for a model that looks it up by name: its rows of the table."""
+
+    _owner: MergedEmbeddingDict
+
+    def __init__(self, owner: MergedEmbeddingDict, first: int, last: int, stock: nn.Embedding):
+        super().__init__()
+        self.__dict__["_owner"] = owner  # not as a submodule, which would be a circle
+        self._first, self._last = first, last
+        self.num_embeddings, self.embedding_dim = stock.num_embeddings, stock.embedding_dim
+        self.padding_idx = stock.padding_idx
+
+    @property
+    def weight(self) -> Tensor:
+        """The field's rows (V, D), part of the table."""
+        rows: Tensor = self._owner.table[self._first : self._last]
+        return rows
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings of any shape of ids."""
+        table: Tensor = self._owner.table
+        return _gather_rows(table, ids.long() + self._first)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -155,15 +184,29 @@ def _gather_rows(table: Tensor, rows: Tensor) -> Tensor:
 def merge_embeddings(model: nn.Module) -> nn.Module:
     """Merge the tables of every `FeatureEmbedding` in `model`, in place; a module with fewer than two stays as it is.
 
+    So does a table that the model also holds elsewhere, as a part of its own or as the weight of another layer.
     Parameters change identity, so this must come before an optimizer is made. Returns `model`.
     """
+    holders = _holders(model)
+    merged: dict[Any, nn.Module] = {}
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
+        for name, child in list(module._modules.items()):
             if type(child) is FeatureEmbeddingDict:
-                merged_fields = _fields_of_commonest_width(child)
-                if len(merged_fields) > 1:
-                    setattr(module, name, MergedEmbeddingDict(child, merged_fields))
+                if child not in merged:
+                    stock: Any = child
+                    fields = _fields_of_commonest_width(stock, holders)
+                    merged[child] = MergedEmbeddingDict(stock, fields) if len(fields) > 1 else stock
+                setattr(module, name, merged[child])
     return model
+
+
+def _holders(model: nn.Module) -> dict[int, set[int]]:
+    """For each module and parameter of a model, the modules that hold it."""
+    holders: dict[int, set[int]] = {}
+    for module in model.modules():
+        for part in (*module._modules.values(), *module._parameters.values()):
+            holders.setdefault(id(part), set()).add(id(module))
+    return holders
 
 
 def embedding_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
@@ -177,10 +220,12 @@ def embedding_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
                     yield parameter
 
 
-def _fields_of_commonest_width(stock: FeatureEmbeddingDict) -> list[str]:
+def _fields_of_commonest_width(stock: FeatureEmbeddingDict, holders: dict[int, set[int]]) -> list[str]:
     by_width: dict[int, list[str]] = {}
     for field, layer in stock.embedding_layers.items():
-        if type(layer) is nn.Embedding and layer.weight.requires_grad:
+        if type(layer) is not nn.Embedding or len(holders[id(layer)]) > 1 or len(holders[id(layer.weight)]) > 1:
+            continue
+        if layer.weight.requires_grad:
             by_width.setdefault(layer.embedding_dim, []).append(field)
     return max(by_width.values(), key=len, default=[])
 

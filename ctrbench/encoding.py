@@ -30,11 +30,12 @@ _BLOCKS_IN_FLIGHT = 2  # encoded blocks that may wait for the writing thread
 class SplitEncoder:
     """Turns prepared blocks into the arrays of the split files."""
 
-    def __init__(self, dataset: DatasetConfig, fitted: Fitted, task: str):
+    def __init__(self, dataset: DatasetConfig, fitted: Fitted, task: str | Sequence[str]):
         self._columns = [column for column in dataset.feature_cols if column.active]
         self._labels = [label.name for label in dataset.label_col]
         self._fitted = fitted
-        self._is_binary = task == "binary_classification"
+        tasks = [task] * len(self._labels) if isinstance(task, str) else task
+        self._binary = {n for n, t in zip(self._labels, tasks, strict=False) if t == "binary_classification"}
         # Made once: every new expression would copy the vocabularies that it casts to.
         encoders = fitted.encoders
         made = [c.name for c in self._columns if c.type in ("categorical", "meta") and c.name in encoders]
@@ -52,7 +53,7 @@ class SplitEncoder:
                 raise DataError(
                     f"{block.place(row, name)}: the label is missing: correct the row or give the label fill_na"
                 )
-            if self._is_binary and (rows := (~((values == 0) | (values == 1))).arg_true()).len():
+            if name in self._binary and (rows := (~((values == 0) | (values == 1))).arg_true()).len():
                 raise DataError(
                     f"{block.place(rows[0], name)}: {values[rows[0]]:g} is not a binary label (0 or 1): "
                     "correct the data, or set task: regression"
@@ -187,7 +188,7 @@ class SplitEncoder:
 
 
 def encode(
-    dataset: DatasetConfig, reader: RawReader, plan: SplitPlan, fitted: Fitted, folder: Path, task: str
+    dataset: DatasetConfig, reader: RawReader, plan: SplitPlan, fitted: Fitted, folder: Path, task: str | Sequence[str]
 ) -> dict[str, int]:
     """Write `<split>.h5` of every split, without the features of the item table; returns their rows.
 

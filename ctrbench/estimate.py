@@ -15,7 +15,7 @@ from fuxictr.pytorch.torch_utils import get_device, seed_everything
 from torch import Tensor, nn
 
 from ctrbench import manifest as manifests
-from ctrbench.batches import Batch, load_items
+from ctrbench.batches import Batch, Batches, load_items
 from ctrbench.columns import draft_feature_map
 from ctrbench.config import Experiment
 from ctrbench.errors import ConfigError
@@ -58,7 +58,7 @@ def construct(experiment: Experiment) -> tuple[nn.Module, FeatureMap, bool] | No
 
     Returns:
         The model, its feature map, and whether that is the one of the built dataset rather than a draft. None for ready
-        H5 data that is not there.
+        H5 data that is not there, and for a model that reads files of a dataset that is not built.
 
     Raises:
         ConfigError: the settings and the model do not fit.
@@ -70,9 +70,15 @@ def construct(experiment: Experiment) -> tuple[nn.Module, FeatureMap, bool] | No
         raise ConfigError(f"{experiment.source}.{problem}" for problem in error.problems) from error
     if feature_map is None:
         return None
-    params = {**flat, "gpu": -1, "model_id": experiment.expid}
     model_class = load_model_class(experiment.zoo, experiment.training.model)
-    return build_model(model_class, feature_map, params, experiment.source), feature_map, is_built
+    params = experiment.constructor_params()
+    try:
+        return build_model(model_class, feature_map, params, experiment.source), feature_map, is_built
+    except ConfigError as error:
+        missing = error.__cause__.filename if isinstance(error.__cause__, OSError) else None
+        if not is_built and missing and Path(missing).resolve().is_relative_to(folder.resolve()):
+            return None  # it reads a file of the dataset
+        raise
 
 
 def estimate(experiment: Experiment, gpu: int | None = None) -> Estimate:
@@ -124,11 +130,13 @@ def _step_seconds(experiment: Experiment, feature_map: FeatureMap, gpu: int) -> 
         feature_map.item_table = {name: values.to(device) for name, values in table.items()}
     seed_everything(experiment.training.seed)
     with tempfile.TemporaryDirectory() as unused:
-        params = {**experiment.flat(), "gpu": gpu, "model_id": experiment.expid, "model_root": unused}
+        params = {**experiment.constructor_params(gpu), "model_root": unused}
         model_class = load_model_class(experiment.zoo, experiment.training.model)
         model = build_model(model_class, feature_map, params, experiment.source)
-    trainer = Trainer(model, experiment.training)
-    batch = random_batch(feature_map, experiment.training, device)
+    trainer = Trainer(model, experiment.training, params=params)
+    columns = random_batch(feature_map, experiment.training, device)
+    stored = {name: columns[name] for name in (*feature_map.split_features, *feature_map.labels)}
+    (batch,) = trainer.adapt(Batches(stored, experiment.training.batch_size, device=device))
     model.train()
     seconds = []
     for _ in range(1 + TIMED_STEPS):

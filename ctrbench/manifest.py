@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ _NOT_CONTENT = {"data_root", "train_data", "valid_data", "test_data", "item_info
 Sources = dict[str, list[dict[str, Any]]]
 
 
-def settings_hash(dataset: DatasetConfig, task: str) -> str:
+def settings_hash(dataset: DatasetConfig, task: str | Sequence[str]) -> str:
     """SHA-256 of the settings that shape the stored data."""
     settings = dataset.model_dump(exclude=_NOT_CONTENT)
     if dataset.split_type == "random" and (dataset.valid_size or dataset.test_size):

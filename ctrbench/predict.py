@@ -15,7 +15,7 @@ from ctrbench.features import FeatureMap, load_feature_map
 from ctrbench.files import atomic_path
 from ctrbench.preprocess import DataFolder, build_dataset
 from ctrbench.rawdata import resolve_files
-from ctrbench.run import evaluation_batch_size, load_trained, open_batches
+from ctrbench.run import load_trained, open_batches
 from ctrbench.submission import write_submission
 from ctrbench.trainer import Trainer
 
@@ -27,8 +27,9 @@ def write_predictions(run_dir: Path, output: Path, split: str = "test", data: Pa
 
     Args:
         run_dir: a finished run.
-        output: file to write; columns y_pred and, where the rows have them, the label and the group_id (only ids that
-            are the data's own: numbers that were given to its tokens would say nothing).
+        output: file to write; columns y_pred (`<label>_pred` for each task of a model of several) and, where the rows
+            have them, the labels and the group_id (only ids that are the data's own: numbers that were given to its
+            tokens would say nothing).
         split: train, valid or test.
         data: raw rows in the dataset's own format instead of a split. They are encoded with the vocabularies of the
             training split, which is read again for that.
@@ -48,7 +49,7 @@ def write_predictions(run_dir: Path, output: Path, split: str = "test", data: Pa
         batches = open_batches(experiment, folder, feature_map, split, trainer)
     else:
         batches = _encode(experiment, data, folder, feature_map, trainer)
-    columns = {"y_pred": trainer.predict(batches).cpu().numpy()}
+    columns = {name: values.cpu().numpy() for name, values in trainer.evaluator.predict(batches).items()}
     for name in (*feature_map.labels, *_own_ids(experiment, feature_map)):
         if name in batches.names:
             columns[name] = batches.column(name).cpu().numpy()
@@ -105,8 +106,7 @@ def _encode(
             raise DataError(
                 f"{data}: the training split gives other vocabularies than the run's: run the experiment again"
             )
-        size = evaluation_batch_size(experiment.training, trainer.device)
-        items = trainer.items_for_batches
-        return Batches.from_file(
-            built.splits["test"], encoded_map, size, device=trainer.device, labels_required=False, items=items
+        batches = Batches.from_file(
+            built.splits["test"], encoded_map, trainer.evaluation_rows, device=trainer.device, labels_required=False
         )
+        return trainer.adapt(batches)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class DataFolder:
 
 
 def build_dataset(
-    dataset: DatasetConfig, *, root: Path, task: str = "binary_classification", fresh: bool = False
+    dataset: DatasetConfig, *, root: Path, task: str | Sequence[str] = "binary_classification", fresh: bool = False
 ) -> DataFolder:
     """Build a dataset unless a complete one from the same sources and settings is there.
 
@@ -65,7 +66,7 @@ def build_dataset(
             data is used but never replaced; where there is none, the raw files must hold ids (each categorical and
             sequence column with its vocab_size).
         root: folder of relative paths.
-        task: binary_classification demands labels 0 and 1.
+        task: binary_classification demands labels 0 and 1; a list has one task for each label.
         fresh: build in any case.
 
     Raises:
@@ -102,7 +103,9 @@ def build_dataset(
     return _data_folder(folder, built)
 
 
-def expected_hash(dataset: DatasetConfig, *, root: Path, task: str = "binary_classification") -> str | None:
+def expected_hash(
+    dataset: DatasetConfig, *, root: Path, task: str | Sequence[str] = "binary_classification"
+) -> str | None:
     """The `data_hash` that building from the present sources and settings gives; None for ready H5 or lost sources."""
     folder = dataset.folder(root)
     if dataset.data_format == "h5" or not (files := _source_files(dataset, root, folder)):
@@ -171,7 +174,12 @@ def _source_files(dataset: DatasetConfig, root: Path, folder: Path) -> dict[str,
 
 
 def _build(
-    dataset: DatasetConfig, root: Path, folder: Path, settings: str, files: dict[str, list[Path]], task: str
+    dataset: DatasetConfig,
+    root: Path,
+    folder: Path,
+    settings: str,
+    files: dict[str, list[Path]],
+    task: str | Sequence[str],
 ) -> None:
     if not files:
         raise DataError(f"{folder}: its source files are gone, so it cannot be built: restore train_data")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from fuxictr.pytorch.torch_utils import get_device, seed_everything
 
 import ctrbench
 from ctrbench.batches import Batches, ResidentData, load_items
-from ctrbench.checkpoint import load_checkpoint, load_weights
+from ctrbench.checkpoint import load_checkpoint
 from ctrbench.config import Experiment, load_run
 from ctrbench.embedding import embedding_parameters
 from ctrbench.environment import describe_environment, peak_memory, reset_peak_memory
@@ -27,11 +28,12 @@ from ctrbench.errors import ConfigError, DataError
 from ctrbench.evidence import seal
 from ctrbench.features import FeatureMap, load_feature_map
 from ctrbench.files import shown_path, storage_error, write_json, write_text
+from ctrbench.hooks import own_hooks
 from ctrbench.preprocess import DataFolder, build_dataset, expected_hash
 from ctrbench.runlog import RunLog, as_json, watch
-from ctrbench.schema import TrainingConfig
 from ctrbench.trainer import Trainer
-from ctrbench.zoo import build_model, load_model_class, source_hash
+from ctrbench.validation import tasks_of
+from ctrbench.zoo import build_model, load_model_class, own_data_loader, source_hash
 
 logger = logging.getLogger(__name__)
 SPLIT_TITLES = {"train": "Train", "valid": "Validation", "test": "Test"}
@@ -98,7 +100,6 @@ def run(
             for split in data.splits
         }
         _check_labels(experiment, data, feature_map, batches)
-        trainer.probe(batches["train"].rows(range(min(8, batches["train"].num_rows))))
         run_dir = experiment.run_dir
         with _exclusive(run_dir, session.patience):
             is_resumed = not fresh and _can_resume(experiment, data)
@@ -146,12 +147,7 @@ def prepare(
         )
     logger.info("Feature specs: %s", as_json(feature_map.features))
     model_class = load_model_class(experiment.zoo, settings.model)
-    params = {
-        **flat,
-        "gpu": gpu,
-        "model_id": experiment.expid,
-        "model_root": str(experiment.root / settings.model_root),
-    }
+    params = experiment.constructor_params(gpu)
     model = build_model(model_class, feature_map, params, experiment.source)
     torch.set_num_threads(_num_threads(settings.batch_size, feature_map))
     run_dir = run_dir or experiment.run_dir
@@ -161,7 +157,11 @@ def prepare(
         session.on_evaluation(history)
 
     progress_bar = watch if settings.verbose and not session.is_quiet else None
-    trainer = Trainer(model, settings, run_dir, progress_bar, write_curve, should_stop=session.should_stop)
+    loader = own_data_loader(experiment.zoo)
+    stop = session.should_stop
+    trainer = Trainer(
+        model, settings, run_dir, progress_bar, write_curve, should_stop=stop, params=params, data_loader=loader
+    )
     return feature_map, trainer
 
 
@@ -186,24 +186,19 @@ def open_batches(
             f"{data.path}: no {split} split; it has {', '.join(data.splits)}: set {split}_data in dataset_config"
         )
     settings = experiment.training
-    size = evaluation_batch_size(settings, trainer.device) if in_order else settings.batch_size
-    shuffle, items = settings.shuffle and not in_order, trainer.items_for_batches
+    shuffle = settings.shuffle and not in_order
 
     def load() -> Batches:
         path, device, labels_required = data.splits[split], trainer.device, split != "test"
-        return Batches.from_file(path, feature_map, size, shuffle, settings.seed, device, labels_required, items)
+        size = settings.batch_size
+        return Batches.from_file(path, feature_map, size, shuffle, settings.seed, device, labels_required)
 
     columns = (*feature_map.features, *feature_map.labels)
-    kept = (resident or ResidentData()).get(data.data_hash, (split, columns, trainer.device, items is None), load)
+    kept = trainer.adapt((resident or ResidentData()).get(data.data_hash, (split, columns, trainer.device), load))
+    size = trainer.evaluation_rows if in_order else settings.batch_size
     batches = kept.ordered(size, shuffle, settings.seed)
     logger.info("%s samples: total/%d, blocks/1", SPLIT_TITLES[split], batches.num_rows)
     return batches
-
-
-def evaluation_batch_size(settings: TrainingConfig, device: torch.device) -> int:
-    """Rows of a batch without gradients: as large as pays off on the device, unless the configuration says."""
-    large = 1 << 17 if device.type == "cuda" else 1 << 13
-    return settings.eval_batch_size or max(settings.batch_size, large)
 
 
 def load_trained(run_dir: Path, gpu: int = -1) -> tuple[Experiment, DataFolder, FeatureMap, Trainer]:
@@ -219,7 +214,7 @@ def load_trained(run_dir: Path, gpu: int = -1) -> tuple[Experiment, DataFolder, 
     feature_map, trainer = prepare(experiment, data, gpu, run_dir)
     if not (run_dir / "DONE").exists():
         logger.warning("%s: the run is not finished; these are its best weights so far", run_dir)
-    load_weights(run_dir / "best.safetensors", trainer.model)
+    trainer.load_best()
     return experiment, data, feature_map, trainer
 
 
@@ -269,9 +264,10 @@ def _check_labels(
     experiment: Experiment, data: DataFolder, feature_map: FeatureMap, batches: dict[str, Batches]
 ) -> None:
     """Refuse to train or validate a binary task on labels of one class."""
-    label = feature_map.labels[0]
-    for split in ("train", "valid"):
-        if experiment.training.task == "binary_classification" and split in batches:
+    tasks = zip(feature_map.labels, tasks_of(experiment.training.task), strict=False)
+    binary = [label for label, task in tasks if task == "binary_classification"]
+    for split, label in itertools.product(("train", "valid"), binary):
+        if split in batches:
             values = batches[split].column(label)
             if bool((values == values[0]).all()):
                 raise DataError(
@@ -295,7 +291,7 @@ def _train_and_test(
         ("valid", "****** Validation evaluation ******"),
         ("test", "******** Test evaluation ********"),
     ):
-        if split in batches and trainer.model.feature_map.labels[0] in batches[split].names:
+        if split in batches and set(trainer.evaluator.labels) <= set(batches[split].names):
             logger.info(title)
             metrics[split] = trainer.evaluate(batches[split])
     rows = progress.epoch * train.num_rows + min(progress.batch * train.batch_size, train.num_rows)
@@ -315,6 +311,7 @@ def _train_and_test(
         },
         "train_rows_per_second": rows / max(progress.train_seconds, 1e-9),
         "uses_fast_path": trainer.uses_fast_path,
+        "own_hooks": own_hooks(trainer.model),
     }
 
 
@@ -351,7 +348,7 @@ def _clear(run_dir: Path, keep_progress: bool) -> None:
     for leftover in (run_dir / "DONE", run_dir / "report.json", *run_dir.glob(".*.partial")):
         leftover.unlink(missing_ok=True)
     if not keep_progress:
-        for name in ("metrics.jsonl", "best.safetensors", "last.ckpt", "data_hash.json", "train.log"):
+        for name in ("metrics.jsonl", "best.safetensors", "best.model", "last.ckpt", "data_hash.json", "train.log"):
             (run_dir / name).unlink(missing_ok=True)
 
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 Scalar = str | int | float
+Task = Literal["binary_classification", "regression"]
 Name = Annotated[str, Field(min_length=1)]
 Weight = Annotated[float, Field(allow_inf_nan=False)] | int
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -143,8 +144,9 @@ class TrainingConfig(_Section):
 
     model: str
     dataset_id: str
-    task: Literal["binary_classification", "regression"] = "binary_classification"
-    loss: str = "binary_crossentropy"
+    # A model of several tasks (FuxiCTR's MultiTaskModel) may have a list of each, in the order of the labels.
+    task: Task | Annotated[list[Task], Field(min_length=1)] = "binary_classification"
+    loss: str | Annotated[list[str], Field(min_length=1)] = "binary_crossentropy"
     metrics: Annotated[list[str], Field(min_length=1)] = ["AUC", "logloss"]
     monitor: str | dict[str, Weight] = "AUC"
     monitor_mode: Literal["max", "min"] = "max"
@@ -172,9 +174,26 @@ class TrainingConfig(_Section):
     verbose: NonNegativeInt = 1
 
 
-# Keys of stock FuxiCTR files that nothing here reads: accepted, with one warning that names them.
+# Keys of stock FuxiCTR files that nothing here reads: accepted, with one warning that names them. A model whose
+# constructor names one of them gets it.
 UNREAD_MODEL_KEYS = frozenset(
-    {"pickle_feature_encoder", "feature_config", "num_workers", "debug_mode", "data_loader", "version", "gpu"}
+    {"pickle_feature_encoder", "feature_config", "debug_mode", "data_loader", "version", "gpu", "model_id"}
+    | {"num_workers", "accumulation_steps", "streaming", "buffer_size", "ordered_features"}
+    | {"factor", "patience", "every_x_epochs", "debug", "use_hdf5", "partition_block_size"}  # of FuxiCTR 1
 )
+# What does the same here as some of them.
+INSTEAD_OF = {
+    "factor": "lr_decay_factor",
+    "patience": "early_stop_patience",
+    "every_x_epochs": "eval_steps",
+    "ordered_features": "use_features",
+}
+# Keys that shape the batches of a dataset with an item table, where the model's constructor does not name them.
+LOADER_KEYS = frozenset({"max_len"})
 UNREAD_DATASET_KEYS = frozenset({"data_block_size", "num_buckets"})
+# What FuxiCTR's own loaders read and nothing here does, though it shapes the data: refused with what to do.
+REFUSED_DATASET_KEYS = {
+    "user_info": "a file of histories by user is not read: give every row its history, a list of item ids in a column of "
+    "type meta",
+}
 UNREAD_COLUMN_KEYS = frozenset({"encoder", "na_value"})

@@ -3,8 +3,9 @@
 
 A model that keeps FuxiCTR's own loss and step is trained by the fast path: merged embedding table, L2 and clipping
 inside the optimizer, cheaper dropout masks. Where a model overrides `train_step`, `compute_loss`,
-`regularization_loss` or `compile`, or asks for another optimizer or for L1, its own `train_step` runs as written; so do
-its own `get_labels`, `evaluate`, `evaluate_metrics`, `checkpoint_and_earlystop` and `lr_decay`.
+`regularization_loss` or `compile`, derives from `MultiTaskModel`, or asks for another optimizer or for L1, its own
+`train_step` runs as written; so do its own `checkpoint_and_earlystop`, `lr_decay`, `save_weights`, `load_weights` and
+all that `ctrbench.evaluation` and `ctrbench.ownloop` respect.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from fuxictr.pytorch.torch_utils import get_optimizer
 from torch import Tensor
 
 from ctrbench import hooks
-from ctrbench.batches import Batch, Batches
+from ctrbench.batches import Batches
 from ctrbench.checkpoint import (
     load_checkpoint,
     load_weights,
@@ -33,21 +35,21 @@ from ctrbench.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from ctrbench.dropout import speed_up_dropout
-from ctrbench.embedding import embedding_parameters, merge_embeddings
-from ctrbench.errors import ConfigError, CtrbenchError, DataError, InterruptedRunError, TrainingError
+from ctrbench.errors import ConfigError, DataError, InterruptedRunError, TrainingError
+from ctrbench.evaluation import Evaluator, Watch
+from ctrbench.fastpath import keeps_stock_loop, take_fast_path
 from ctrbench.files import shown_path
-from ctrbench.metrics import evaluate_metrics
-from ctrbench.optim import CoupledAdam
+from ctrbench.forms import FormFinder
+from ctrbench.ownloop import run_own_loop
 from ctrbench.schema import TrainingConfig
-from ctrbench.validation import parse_regularizer
 
 # An evaluation is an improvement when it is better than the best by more than this (FuxiCTR).
 MIN_DELTA = 1e-6
 # Reading the loss stalls a GPU, so there it is only looked at this often between evaluations.
 GPU_LOSS_CHECK_STEPS = 200
+# What `save_weights` of a model's own writes, beside best.safetensors.
+OWN_WEIGHTS = "best.model"
 logger = logging.getLogger(__name__)
-Watch = Callable[[Iterable[Batch], int, str], Iterator[Batch]]
 
 
 @dataclasses.dataclass
@@ -79,6 +81,8 @@ class Trainer:
         on_evaluation: called after every evaluation with all records so far (epoch, loss, metrics, ...).
         use_fast_path: False trains by the model's own `train_step` throughout, the plain form that the fast path equals.
         should_stop: asked after every step; when it says so, a checkpoint is written and `InterruptedRunError` raised.
+        params: what the model was constructed with, for a `fit` of its own and the length of its histories.
+        data_loader: the data loader class of the model's folder, which is not run, for messages.
     """
 
     def __init__(
@@ -90,6 +94,8 @@ class Trainer:
         on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
         use_fast_path: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
+        params: Mapping[str, Any] | None = None,
+        data_loader: str | None = None,
     ):
         self.model = model
         self.settings = settings
@@ -97,29 +103,35 @@ class Trainer:
         self.best_weights = run_dir / "best.safetensors" if run_dir else None
         self.last_checkpoint = run_dir / "last.ckpt" if run_dir else None
         self.watch: Watch = watch or (lambda batches, count, label: iter(batches))
+        self.evaluator = Evaluator(model, self.watch)
         self.on_evaluation = on_evaluation or (lambda history: None)
         self.should_stop = should_stop
         self.progress = Progress()
         self.monitor = {settings.monitor: 1} if isinstance(settings.monitor, str) else settings.monitor
+        self.params = params or {}
+        self._forms = FormFinder(model, self.params.get("max_len"), data_loader)
         self._has_old_add_loss = hooks.takes_inputs(model)
-        self.uses_fast_path = use_fast_path and _keeps_stock_loop(model, settings)
+        has_own_weights = hooks.overrides(model, "save_weights") or hooks.overrides(model, "load_weights")
+        self._own_save_weights = model.save_weights if run_dir and has_own_weights else None
+        self.uses_fast_path = use_fast_path and keeps_stock_loop(model, settings)
         if self.uses_fast_path:
-            merge_embeddings(model)
-            if self.device.type == "cpu":
-                speed_up_dropout(model)
-            model.optimizer = _coupled_adam(model, settings)
+            take_fast_path(model, settings)
         elif getattr(model, "optimizer", None) is None:
             model.optimizer = get_optimizer(settings.optimizer, model.parameters(), settings.learning_rate)
-        model._max_gradient_norm = settings.max_gradient_norm
+        self._tell_model(None, None)
 
     @property
-    def items_for_batches(self) -> dict[str, Tensor] | None:
-        """The item table if the batches are to carry the target item's features.
+    def evaluation_rows(self) -> int:
+        """Rows of a batch without gradients."""
+        return self.evaluator.rows(self.settings, self._forms.found)
 
-        A model with the class attribute `reads_item_table = True` looks items up in `feature_map.item_table` itself.
+    def adapt(self, batches: Batches) -> Batches:
+        """The same rows in batches of the form that the model takes, found out on the first of them.
+
+        Raises:
+            ConfigError: the model runs on none.
         """
-        table: dict[str, Tensor] | None = getattr(self.model.feature_map, "item_table", None)
-        return None if getattr(self.model, "reads_item_table", False) else table
+        return batches.in_form(self._forms.find(batches))
 
     def fit(self, train: Batches, valid: Batches | None, resume: bool = False) -> Progress:
         """Train until `epochs` or early stopping, then load the best weights.
@@ -127,11 +139,16 @@ class Trainer:
         Raises:
             TrainingError: the loss or the monitored metric is no longer finite.
         """
-        if resume:
-            self._restore()
         at = self.progress
         eval_steps = self.settings.eval_steps or len(train)
-        self.model._eval_steps = eval_steps
+        self._tell_model(train, valid)
+        if any(hooks.overrides(self.model, name) for name in hooks.LOOP_HOOKS):
+            run_own_loop(self, train, valid, self.params)
+            self._save_best()
+            return at
+        if resume:
+            self._restore()
+            at = self.progress
         logger.info("Start training: %d batches/epoch", len(train))
         if not at.is_stopped:
             logger.info("************ Epoch=%d start ************", at.epoch + 1)
@@ -143,10 +160,28 @@ class Trainer:
         logger.info("Training finished.")
         if self.best_weights and self.best_weights.exists():
             logger.info("Load best model: %s", shown_path(self.best_weights))
-            load_weights(self.best_weights, self.model)
+            self.load_best()
+            if self._own_save_weights:  # it may have kept others than the model's at that time
+                save_weights(self.best_weights, self.model)
+        else:
+            self._save_best()
         return at
 
-    def step(self, batch: Batch) -> Tensor:
+    def load_best(self) -> None:
+        """Load the best weights of the run directory, by the model's own `load_weights` if it has one.
+
+        Raises:
+            DataError: they are missing or damaged.
+        """
+        assert self.best_weights is not None
+        own = self.best_weights.with_name(OWN_WEIGHTS)
+        if self._own_save_weights and own.exists():
+            with hooks.own_code(self.model, "load_weights"):
+                self.model.load_weights(str(own))
+        else:
+            load_weights(self.best_weights, self.model)
+
+    def step(self, batch: Any) -> Tensor:
         """One optimizer step.
 
         Returns:
@@ -154,21 +189,23 @@ class Trainer:
         """
         model = self.model
         if not self.uses_fast_path:
-            return hooks.plain_step(model, batch, self._has_old_add_loss).detach()
+            return hooks.plain_step(model, batch, self._has_old_add_loss).detach().reshape(())
         model.optimizer.zero_grad()
         loss = hooks.task_loss(model, batch, self._has_old_add_loss)
         loss.backward()
         penalty: Tensor = model.optimizer.step()
         return loss.detach() + penalty
 
-    @torch.inference_mode()
-    def predict(self, batches: Batches, label: str = "Predict") -> Tensor:
-        """Predictions (N,) in row order, on the device."""
-        self.model.eval()
-        outputs = [
-            self.model.forward(batch)["y_pred"].reshape(-1) for batch in self.watch(batches, len(batches), label)
-        ]
-        return torch.cat(outputs)
+    def predict(self, batches: Batches) -> Tensor:
+        """Predictions (N,) in row order of a model with one output.
+
+        Raises:
+            ConfigError: it has several.
+        """
+        outputs = self.evaluator.predict(batches)
+        if len(outputs) != 1:
+            raise ConfigError(f"{self.settings.model} has the outputs {', '.join(outputs)}: one is wanted here")
+        return next(iter(outputs.values()))
 
     def evaluate(self, batches: Batches, metrics: Iterable[str] | None = None) -> dict[str, float]:
         """Metrics on a split; `metrics` of the configuration by default.
@@ -176,46 +213,18 @@ class Trainer:
         Raises:
             DataError: the split has no label.
         """
-        feature_map = self.model.feature_map
-        label = feature_map.labels[0]
-        if label not in batches.names:
-            raise DataError(f"the split has no label column '{label}' to evaluate against: use predict")
-        names = list(metrics or self.settings.metrics)
-        if hooks.overrides(self.model, "evaluate"):
-            own: dict[str, float] = self.model.evaluate(batches, metrics=names)  # it logs for itself
-            return own
-        y_pred = self.predict(batches, "Evaluate")
-        y_true = self._column(batches, label, "get_labels")
-        group_id = self._column(batches, feature_map.group_id, "get_group_id") if feature_map.group_id else None
-        if hooks.overrides(self.model, "evaluate_metrics"):
-            values = hooks.own_metrics(self.model, y_true, y_pred, names, group_id)
-        else:
-            values = evaluate_metrics(y_true, y_pred, names, group_id)
-        logger.info("[Metrics] %s", " - ".join(f"{name}: {value:.6f}" for name, value in values.items()))
-        return values
+        return self.evaluator.evaluate(batches, list(metrics or self.settings.metrics))
 
-    def probe(self, batch: Batch) -> None:
-        """Run the model on a few rows, so that one that does not fit the data says so before anything is written.
-
-        Raises:
-            ConfigError: the model fails.
-        """
-        self.model.eval()
-        try:
-            with torch.random.fork_rng(devices=[]), torch.inference_mode():
-                self.model.forward(batch)
-        except CtrbenchError:
-            raise
-        except Exception as error:
-            what = (str(error).strip().splitlines() or [""])[0]
-            raise ConfigError(
-                f"{self.settings.model} fails on the first rows of {self.settings.dataset_id}: {type(error).__name__}: "
-                f"{what}: check embedding_dim, feature_encoder and the model's keys against the columns"
-            ) from error
-
-    def _column(self, batches: Batches, name: str, hook: str) -> Tensor:
-        own = hooks.overrides(self.model, hook)
-        return hooks.by_batch(self.model, batches, hook) if own else batches.column(name)
+    def _tell_model(self, train: Batches | None, valid: Batches | None) -> None:
+        """Set what FuxiCTR's `fit` sets, for steps and decisions of the model's own."""
+        model, settings = self.model, self.settings
+        model.valid_gen, model._max_gradient_norm = valid, settings.max_gradient_norm
+        model._best_metric = -math.inf if settings.monitor_mode == "max" else math.inf
+        model._stopping_steps, model._stop_training = 0, False
+        model._total_steps, model._batch_index, model._epoch_index = 0, 0, 0
+        if train is not None:
+            model._steps_per_epoch = len(train)
+            model._eval_steps = settings.eval_steps or len(train)
 
     def _train_epoch(self, train: Batches, valid: Batches | None, eval_steps: int) -> None:
         at, model = self.progress, self.model
@@ -233,6 +242,7 @@ class Trainer:
             model._total_steps = at.total_steps
             losses += self._guarded_step(batch)
             steps += 1
+            at.is_stopped = at.is_stopped or model._stop_training  # a step of its own may say so
             is_evaluation = at.total_steps % eval_steps == 0
             is_asked_to_stop = self.should_stop()
             is_checkpoint = is_asked_to_stop or at.total_steps % (self.settings.checkpoint_every or sys.maxsize) == 0
@@ -251,14 +261,15 @@ class Trainer:
                 break
         at.train_seconds += time.perf_counter() - started
 
-    def _guarded_step(self, batch: Batch) -> Tensor:
+    def _guarded_step(self, batch: Any) -> Tensor:
         try:
             return self.step(batch)
-        except RuntimeError as error:
+        except Exception as error:
             # torch's binary cross entropy refuses a prediction that is nan before the loss could show it.
-            if "between 0 and 1" in str(error) or "device-side assert" in str(error):
+            if isinstance(error, RuntimeError) and re.search("between 0 and 1|device-side assert", str(error)):
                 raise self._diverged(math.nan) from error
-            raise
+            with hooks.own_code(self.model, f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"):
+                raise
 
     def _finite(self, loss: Tensor) -> float:
         value = float(loss)
@@ -303,6 +314,10 @@ class Trainer:
     def _decide(self, values: dict[str, float]) -> None:
         """FuxiCTR's rule: without an improvement cut the learning rate at once, and stop after `patience` of these."""
         at, settings = self.progress, self.settings
+        if missing := [name for name, weight in self.monitor.items() if weight and name not in values]:
+            raise TrainingError(
+                f"{settings.model}: its evaluate gives {', '.join(values)}: the monitored {missing[0]} is missing"
+            )
         value = sum(weight * values[name] for name, weight in self.monitor.items() if weight)
         if not math.isfinite(value):
             raise TrainingError(
@@ -333,7 +348,7 @@ class Trainer:
         at, model = self.progress, self.model
         worst = -math.inf if self.settings.monitor_mode == "max" else math.inf
         model._best_metric = worst if at.best_value is None else at.best_value
-        model._stopping_steps, model._stop_training = at.stopping_steps, False
+        model._stopping_steps = at.stopping_steps
 
         def save_weights(checkpoint: str) -> None:
             at.best_epoch = at.epoch + 1
@@ -342,8 +357,8 @@ class Trainer:
         model.save_weights = save_weights
         model.checkpoint_and_earlystop(values)
         del model.save_weights
-        at.best_value = model._best_metric if math.isfinite(model._best_metric) else value
-        at.stopping_steps, at.is_stopped = model._stopping_steps, model._stop_training
+        at.best_value = float(model._best_metric) if math.isfinite(model._best_metric) else value
+        at.stopping_steps, at.is_stopped = int(model._stopping_steps), bool(model._stop_training)
 
     def _reduce_learning_rate(self) -> None:
         if hooks.overrides(self.model, "lr_decay"):
@@ -356,6 +371,8 @@ class Trainer:
     def _save_best(self) -> None:
         if self.best_weights:
             save_weights(self.best_weights, self.model)
+            if self._own_save_weights:
+                self._own_save_weights(str(self.best_weights.with_name(OWN_WEIGHTS)))
 
     def _save(self, progress: Progress | None = None) -> None:
         if self.last_checkpoint:
@@ -364,6 +381,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": self.model.optimizer.state_dict(),
                 "random": random_state(self.device),
+                "loop": hooks.loop_state(self.model),
             }
             save_checkpoint(self.last_checkpoint, state)
 
@@ -375,27 +393,10 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.model.optimizer.load_state_dict(state["optimizer"])
             restore_random_state(state["random"], self.device)
+            hooks.restore_loop_state(self.model, state.get("loop", {}))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DataError(
                 f"{self.last_checkpoint}: of another version or model ({str(error).splitlines()[0]}): "
                 "start over with --fresh"
             ) from error
         logger.info("Resume after epoch %d, step %d", self.progress.epoch, self.progress.total_steps)
-
-
-def _keeps_stock_loop(model: BaseModel, settings: TrainingConfig) -> bool:
-    is_stock = isinstance(model, BaseModel) and not any(hooks.overrides(model, name) for name in hooks.STEP_HOOKS)
-    penalties = parse_regularizer(settings.embedding_regularizer) + parse_regularizer(settings.net_regularizer)
-    has_optimizer = getattr(model, "optimizer", None) is not None
-    return is_stock and not has_optimizer and settings.optimizer.lower() == "adam" and all(p == 2 for p, _ in penalties)
-
-
-def _coupled_adam(model: BaseModel, settings: TrainingConfig) -> CoupledAdam:
-    embedding = list(embedding_parameters(model))
-    known = {id(parameter) for parameter in embedding}
-    net = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-    groups = [
-        (embedding, sum(weight for _, weight in parse_regularizer(settings.embedding_regularizer))),
-        (net, sum(weight for _, weight in parse_regularizer(settings.net_regularizer))),
-    ]
-    return CoupledAdam(groups, settings.learning_rate, settings.max_gradient_norm)

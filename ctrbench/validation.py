@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ class Where:
     def __call__(self, key: str) -> str:
         head = key.split(".")[0].split("[")[0]
         return f"{self.origins.get(head, self.default)}.{key}"
+
+    def is_base(self, key: str) -> bool:
+        """Whether the key comes from `Base`, which the experiments of all models of a folder share."""
+        return self.origins.get(key, "").endswith(": Base")
 
 
 def validate(
@@ -100,25 +105,52 @@ def _explain(items: Sequence[Any], model: type[pydantic.BaseModel]) -> str:
     return f"must be {' or '.join(wanted)}, got {shown(got)}"
 
 
-def check_model_params(zoo: Path, name: str, params: dict[str, Any], where: Where) -> list[str]:
-    """Model keys against the constructor: names, types and, by FuxiCTR's naming conventions, ranges."""
-    from ctrbench.zoo import load_model_class, model_keys
+def check_model_params(
+    zoo: Path,
+    name: str,
+    params: dict[str, Any],
+    where: Where,
+    unread: Collection[str] = (),
+    loaded: Collection[str] = (),
+) -> tuple[list[str], list[str]]:
+    """Model keys against the constructor: names, types and, by our naming conventions, ranges.
+
+    Args:
+        zoo: the model folder.
+        name: the model.
+        params: the keys that are not the framework's. Those that nothing reads are taken out.
+        where: names the origin of a key.
+        unread: keys that are accepted although no constructor names them.
+        loaded: keys that shape the batches where the constructor does not name them.
+
+    Returns:
+        The problems, and the keys that nothing reads.
+    """
+    from ctrbench.hooks import class_overrides
+    from ctrbench.zoo import load_model_class, model_keys, other_keys
 
     try:
         model_class = load_model_class(zoo, name)
     except ConfigError as error:
-        return error.problems
+        return error.problems, []
     keys = model_keys(model_class)
-    problems = []
-    for key, value in params.items():
-        if key not in keys:
-            known = sorted({*keys, *TrainingConfig.model_fields, *DatasetConfig.model_fields})
+    # Only a model that unpacks its batches itself may be meant for a loader of its own.
+    loaded = loaded if class_overrides(model_class, "get_inputs") else ()
+    problems, ignored = [], []
+    for key, value in list(params.items()):
+        if key in keys:
+            # What FuxiCTR's own models take, 0 layers or a `num_` that is a list, is theirs to say.
+            is_ours = keys[key].annotation is not inspect.Parameter.empty
+            problem = _check_type(keys[key], model_class, value) or (_check_range(key, value) if is_ours else None)
+            if problem:
+                problems.append(f"{where(key)}: {problem}, got {shown(value)}")
+        elif key in unread or (where.is_base(key) and key in other_keys(zoo)):
+            ignored.append(key)
+            del params[key]
+        elif key not in loaded:
+            known = sorted({*keys, *loaded, *TrainingConfig.model_fields, *DatasetConfig.model_fields})
             problems.append(f"{where(key)}: unknown key, got {shown(value)}{did_you_mean(key, known)}")
-            continue
-        problem = _check_type(keys[key], model_class, value) or _check_range(key, value)
-        if problem:
-            problems.append(f"{where(key)}: {problem}, got {shown(value)}")
-    return problems
+    return problems, ignored
 
 
 def _check_type(parameter: inspect.Parameter, model_class: type, value: Any) -> str | None:
@@ -129,9 +161,11 @@ def _check_type(parameter: inspect.Parameter, model_class: type, value: Any) -> 
         default = parameter.default
         if default is parameter.empty or default is None or isinstance(default, list | tuple | dict):
             return None
-        annotation = float | str | list | None if isinstance(default, float) else type(default) | list | None
+        # FuxiCTR writes `net_dropout=0` where it takes any number, and lists wherever layers may differ.
+        is_number = isinstance(default, int | float) and not isinstance(default, bool)
+        annotation = float | str | list | None if is_number else type(default) | list | None
     try:
-        pydantic.TypeAdapter(annotation).validate_python(value, strict=True)
+        pydantic.TypeAdapter(annotation).validate_python(list(value) if type(value) is tuple else value, strict=True)
     except pydantic.ValidationError:
         wanted = annotation.__name__ if isinstance(annotation, type) else str(annotation)
         return f"must be {wanted}"
@@ -178,8 +212,7 @@ def check_values(training: TrainingConfig, where: Where) -> list[str]:
             problems += [f"{where(key)}: {problem}" for problem in error.problems]
     if problem := _optimizer_problem(training.optimizer):
         problems.append(f"{where('optimizer')}: {problem}, got {shown(training.optimizer)}")
-    if problem := _loss_problem(training.loss, training.task):
-        problems.append(f"{where('loss')}: {problem}, got {shown(training.loss)}")
+    problems += [f"{where('loss')}: {problem}, got {shown(training.loss)}" for problem in _loss_problems(training)]
     if training.min_learning_rate > training.learning_rate:
         above = f"must not be above learning_rate ({training.learning_rate:g}), got {training.min_learning_rate:g}"
         problems.append(f"{where('min_learning_rate')}: {above}")
@@ -204,8 +237,10 @@ def _metric_problems(training: TrainingConfig, where: Where) -> list[str]:
             problems += [f"{where(key)}: {problem.removeprefix('metrics: ')}" for problem in error.problems]
             continue
         binary = [name for name in names if name not in _OF_ANY_LABEL]
-        if training.task == "regression" and binary:
-            need = f"{binary[0]} needs labels 0 and 1, but task is regression: {remedies[key]}"
+        if "regression" in tasks_of(training.task) and binary:
+            is_list = isinstance(training.task, list)
+            what = "one task of the list is regression" if is_list else "task is regression"
+            need = f"{binary[0]} needs labels 0 and 1, but {what}: {remedies[key]}"
             problems.append(f"{where(key)}: {need}, got {shown(getattr(training, key))}")
         elif key == "monitor" and (problem := _direction_problem(training.monitor, training.monitor_mode)):
             problems.append(f"{where('monitor')}: {problem}, got {shown(training.monitor)}")
@@ -225,6 +260,21 @@ def _direction_problem(monitor: str | dict[str, float | int], mode: str) -> str 
     if len(wrong) == sum(weight != 0 for weight in weights.values()):
         return f"{what}, but monitor_mode is {mode}: set monitor_mode: {other}"
     return f"{what}, but its weight is {weights[wrong[0]]:g} and monitor_mode is {mode}: change the sign of the weight"
+
+
+def tasks_of(task: str | Sequence[str]) -> list[str]:
+    """The tasks of a model: one, or one for each label."""
+    return [task] if isinstance(task, str) else list(task)
+
+
+def _loss_problems(training: TrainingConfig) -> list[str]:
+    """What is wrong with a loss for its task; a list of one goes with a single other as with a list of equal ones."""
+    losses, tasks = tasks_of(training.loss), tasks_of(training.task)
+    if isinstance(training.loss, list) and isinstance(training.task, list) and len(losses) != len(tasks):
+        return [f"names {len(losses)} losses, but task names {len(tasks)}"]
+    pairs = zip(losses, tasks, strict=True) if len(losses) == len(tasks) else itertools.product(losses, tasks)
+    found = [_loss_problem(loss, task) for loss, task in pairs]
+    return list(dict.fromkeys(problem for problem in found if problem))
 
 
 def _loss_problem(name: str, task: str) -> str | None:

@@ -18,7 +18,9 @@ _SHOWN = 100  # characters of a value in a message
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats, FuxiCTR's `!!python/tuple` read as a list, and keys that are texts, each once."""
+    """SafeLoader with YAML 1.2 floats, FuxiCTR's `!!python/tuple` (no other tag of Python's), and keys that are texts,
+    each once.
+    """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Put the entries that `<<` names in its place: a key may override a merged one, but not repeat its own."""
@@ -57,19 +59,24 @@ def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes a text which `_Loader` would read as a number."""
+    """SafeDumper that quotes a text which `_Loader` would read as a number, and keeps tuples apart from lists."""
 
 
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+def _tuple(loader: _Loader, node: Any) -> tuple[Any, ...]:
+    # FuxiCTR's models tell a tuple of fields, which they concatenate, from a list of them.
+    return tuple(loader.construct_sequence(node, deep=True))
 
 
-def _sequence(loader: _Loader, node: Any) -> list[Any]:
-    return loader.construct_sequence(node, deep=True)
+def _tuple_node(dumper: _Dumper, value: tuple[Any, ...]) -> yaml.Node:
+    return dumper.represent_sequence(_TUPLE, value, flow_style=True)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_TUPLE = "tag:yaml.org,2002:python/tuple"
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_Dumper.add_representer(tuple, _tuple_node)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
+_Loader.add_constructor(_TUPLE, _tuple)
 
 
 def parse_yaml(text: str, source: str) -> Any:

@@ -292,7 +292,7 @@ TRAINING, DATASET = "--set: Toy_a", "--set: tiny"
         ("rate=[1]", f"{TRAINING}.rate: must be float | str | None, got [1]"),
         ("activation=3", f"{TRAINING}.activation: must be str | list | None, got 3"),
         ("scale=true", f"{TRAINING}.scale: must be float | str | list | None, got True"),
-        ("model_id=x", f"{TRAINING}.model_id: unknown key, got 'x'"),
+        ("max_len=3", f"{TRAINING}.max_len: unknown key, got 3"),
         # dataset settings
         ("feature_cols=3", f"{DATASET}.feature_cols: must be a list, got 3"),
         ("feature_cols=[user]", f"{DATASET}.feature_cols[0]: must be a mapping of keys, got 'user'"),

@@ -124,6 +124,54 @@ def test_embedding_parameters_are_counted_once() -> None:
     assert count == sum(p.numel() for p in embedding_parameters(merged)) == sum(p.numel() for p in stock.parameters())
 
 
+def make_stock(*names: str) -> FeatureEmbedding:
+    torch.manual_seed(0)
+    feature_map = FeatureMap("test", "unused")
+    feature_map.features.update(copy.deepcopy({name: FEATURES[name] for name in names}))
+    return FeatureEmbedding(feature_map, 8)
+
+
+def test_a_merged_table_is_found_by_its_fields_name() -> None:
+    stock = nn.Sequential(make_stock("user", "item", "tags"))
+    merged = merge_embeddings(copy.deepcopy(stock))
+    ids = torch.tensor([[3, 0], [1, 2]])
+    layers, own = merged[0].embedding_layer.embedding_layers, stock[0].embedding_layer.embedding_layers
+    for name in ("user", "item", "tags"):
+        torch.testing.assert_close(layers[name](ids), own[name](ids))
+        torch.testing.assert_close(layers[name].weight, own[name].weight)
+        for module in (layers, own):
+            module[name](ids).pow(2).sum().backward()
+    gradient = merged[0].embedding_layer.table.grad
+    torch.testing.assert_close(gradient, torch.cat([own[name].weight.grad for name in ("user", "item", "tags")]))
+    assert not list(layers.parameters()) and merged.state_dict().keys() == stock.state_dict().keys()
+
+
+def test_a_table_that_the_model_holds_elsewhere_stays() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = make_stock("user", "item", "tags")
+            layers = self.embedding.embedding_layer.embedding_layers
+            self.users = layers["user"]  # once more, as a part of its own
+            self.output = nn.Linear(8, layers["item"].num_embeddings, bias=False)
+            self.output.weight = layers["item"].weight  # tied
+
+    model = Model()
+    names = model.state_dict().keys()
+    merge_embeddings(model)
+    layers = model.embedding.embedding_layer.embedding_layers
+    assert model.users is layers["user"] and model.output.weight is layers["item"].weight
+    assert model.state_dict().keys() == names
+
+
+def test_an_embedding_that_two_parts_share_is_merged_once() -> None:
+    shared = make_stock("user", "item", "tags").embedding_layer
+    model = nn.ModuleDict({"left": nn.Sequential(shared), "right": nn.Sequential(shared)})
+    model.own = shared
+    merge_embeddings(model)
+    assert model["left"][0] is model["right"][0] is model.own and isinstance(model.own, MergedEmbeddingDict)
+
+
 def test_a_field_of_its_own_width_keeps_its_table() -> None:
     torch.manual_seed(0)
     features = copy.deepcopy({name: FEATURES[name] for name in ("user", "item", "tags")})
@@ -133,5 +181,6 @@ def test_a_field_of_its_own_width_keeps_its_table() -> None:
     stock = nn.Sequential(FeatureEmbedding(feature_map, 8))
     merged = merge_embeddings(copy.deepcopy(stock))
     batch = {name: value for name, value in make_batch().items() if name in features}
-    assert list(merged[0].embedding_layer.embedding_layers) == ["tags"]
+    layers = merged[0].embedding_layer.embedding_layers
+    assert [name for name, layer in layers.items() if type(layer) is nn.Embedding] == ["tags"]
     torch.testing.assert_close(merged[0](batch, flatten_emb=True), stock[0](batch, flatten_emb=True), rtol=0, atol=0)

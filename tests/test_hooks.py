@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ctrbench.config import load_experiment
-from ctrbench.errors import ConfigError
+from ctrbench.errors import ConfigError, TrainingError
+from ctrbench.predict import write_predictions
 from ctrbench.run import run
 from ctrbench.zoo import load_model_class
 
@@ -75,6 +76,43 @@ HOOKS = {
         self.calls.append("evaluate")
         return {name: 0.75 for name in metrics}
 """,
+    "default_add_loss": """
+    def add_loss(self, return_dict, y_true=None):
+        self.calls.append("add_loss")
+        return super().add_loss(return_dict, y_true)
+""",
+    "reduction_add_loss": """
+    def add_loss(self, inputs, reduction="mean"):
+        self.calls.append("add_loss")
+        return self.loss_fn(self.forward(inputs)["y_pred"], self.get_labels(inputs), reduction=reduction)
+""",
+    "stops": """
+    def train_step(self, batch):
+        self.calls.append((self._total_steps, self._steps_per_epoch))
+        self._stop_training = self._total_steps == 11
+        return super().train_step(batch)
+""",
+    "rate": """
+    def compile(self, optimizer, loss, lr):
+        super().compile("SGD", loss, 10 * lr)
+""",
+    "partial": """
+    def evaluate(self, data_generator, metrics=None):
+        return {"Recall": 0.5}
+""",
+    "words": """
+    def evaluate(self, data_generator, metrics=None):
+        return {name: "good" for name in metrics}
+""",
+    "predict": """
+    def predict(self, data_generator):
+        return [0.5]
+""",
+    "many_rows": """
+    def get_inputs(self, inputs, feature_source=None):
+        assert len(inputs["label"]) >= 100, "at least 100 rows"
+        return super().get_inputs(inputs, feature_source)
+""",
 }
 
 
@@ -109,6 +147,52 @@ def test_fuxictr_2_0_add_loss_gets_the_batch(tmp_path: Path, tiny_overrides: lis
     assert report["metrics"] == plain["metrics"]
     slow, _, _ = train(tmp_path / "sgd", "old_add_loss", tiny_overrides, "optimizer=Adamax")
     assert not slow["uses_fast_path"] and slow["metrics"]["test"]["AUC"] > 0.5
+
+
+@pytest.mark.parametrize("hook", ["default_add_loss", "reduction_add_loss"])
+def test_the_signatures_of_add_loss(tmp_path: Path, tiny_overrides: list[str], hook: str) -> None:
+    plain, _, _ = train(tmp_path, "plain", tiny_overrides)
+    report, calls, _ = train(tmp_path, hook, tiny_overrides)
+    assert len(calls) == 3 * 8 and report["metrics"] == plain["metrics"]
+
+
+def test_a_train_step_can_end_the_training(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    report, calls, curve = train(tmp_path, "stops", tiny_overrides)
+    assert calls == [(step, 8) for step in range(1, 12)]
+    assert report["epochs"] == 2 and len(curve) == 1 and report["best_epoch"] == 1
+
+
+def test_the_optimizer_that_a_model_asks_for(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    """`compile` decides, not the configuration; FuxiCTR's own is only recorded."""
+    report, _, curve = train(tmp_path, "rate", tiny_overrides)
+    assert not report["uses_fast_path"] and curve[0]["learning_rate"] == pytest.approx(0.1)
+    zoo = folder(tmp_path / "asked", "plain")
+    code = (zoo / "src" / "Small.py").read_text()
+    (zoo / "src" / "Small.py").write_text(
+        code.replace('kwargs["loss"], learning_rate', 'kwargs["loss"], learning_rate / 4')
+    )
+    experiment = load_experiment(zoo / "config", "Small_test", zoo, tiny_overrides)
+    assert run(experiment)["uses_fast_path"]
+    first = json.loads((experiment.run_dir / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["learning_rate"] == pytest.approx(0.0025)
+
+
+def test_own_evaluations_that_say_nothing_of_use(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    with pytest.raises(TrainingError, match="Small: its evaluate gives Recall: the monitored AUC is missing"):
+        train(tmp_path, "partial", tiny_overrides)
+    with pytest.raises(TrainingError, match=r"Small: its evaluate must give one number for each metric, got .*good"):
+        train(tmp_path, "words", tiny_overrides)
+
+
+def test_own_predictions_must_be_of_all_rows(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    train(tmp_path, "predict", tiny_overrides)
+    (run_dir,) = tmp_path.glob("runs/*/*/seed_*")
+    with pytest.raises(ConfigError, match="Small: its predict gives 1 y_pred for 1000 rows"):
+        write_predictions(run_dir, tmp_path / "out.csv")
+
+
+def test_a_model_that_needs_more_than_a_few_rows(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    assert train(tmp_path, "many_rows", tiny_overrides)[0]["epochs"] == 3
 
 
 def test_an_own_train_step_runs_as_written(tmp_path: Path, tiny_overrides: list[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 from ctrbench.batches import Batches, load_items
 from ctrbench.errors import ConfigError, CtrbenchError, DataError
 from ctrbench.features import load_feature_map
+from ctrbench.forms import Columns
 from ctrbench.preprocess import DataFolder, build_dataset
 from ctrbench.schema import DatasetConfig
 
@@ -108,10 +109,10 @@ def test_batches_carry_ids_or_the_target_items_features(tmp_path: Path) -> None:
     table = load_items(folder.items_file, feature_map, "cpu")
     (batch,) = Batches.from_file(folder.splits["train"], feature_map, 8)
     assert set(batch) == {"user_id", "item_seq", "likes_level", "item_id", "label"}
-    (batch,) = Batches.from_file(folder.splits["train"], feature_map, 8, items=table)
+    (batch,) = Batches.from_file(folder.splits["train"], feature_map, 8, form=Columns(table))
     assert batch["item_tags"].tolist() == [[5, 6], [0, 4], [0, 2]]
     torch.testing.assert_close(batch["item_emb"], table["item_emb"][[1, 4, 2]])
-    picked = Batches.from_file(folder.splits["train"], feature_map, 8, shuffle=True, items=table).rows([2, 0])
+    picked = Batches.from_file(folder.splits["train"], feature_map, 8, shuffle=True, form=Columns(table)).rows([2, 0])
     assert picked["item_id"].tolist() == [2, 1] and picked["item_tags"].tolist() == [[0, 2], [5, 6]]
     assert picked.keys() == batch.keys()
 

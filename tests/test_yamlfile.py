@@ -35,8 +35,9 @@ from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml
         ("null", None),
         ("", None),
         ("true", True),
-        ("!!python/tuple [8, [9]]", [8, [9]]),
-        ("!!python/tuple []", []),
+        ("!!python/tuple [8, [9]]", (8, [9])),
+        ("[!!python/tuple [a, b], c]", [("a", "b"), "c"]),
+        ("!!python/tuple []", ()),
     ],
 )
 def test_scalars_and_tuples(text: str, value: Any) -> None:

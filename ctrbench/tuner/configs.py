@@ -63,6 +63,7 @@ def write_best(sweep: Sweep, values: Values, experiment: Experiment) -> Path:
 
 def trial_sections(sweep: Sweep, values: Values, experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
     """A trial's section of model_config.yaml and that of its dataset."""
+    values = sweep.space.restored(values)
     of_dataset = {key: value for key, value in values.items() if key in DatasetConfig.model_fields}
     of_model = {key: value for key, value in values.items() if key not in of_dataset}
     training = experiment.training
@@ -77,7 +78,7 @@ def rerun_command(sweep: Sweep, experiment: Experiment, gpu: int, config_dir: Pa
     arguments = ["--config", config, "--expid", experiment.expid, "--gpu", str(gpu)]
     if sweep.config.seeds and experiment.training.seed != sweep.seeds[0]:
         arguments += ["--seed", str(experiment.training.seed)]
-    if script.is_file():
+    if script.is_file() and "ctrbench" in script.read_text(encoding="utf-8", errors="replace"):  # not FuxiCTR's own
         return shlex.join(["python", _from_root(script, sweep), *arguments])
     return shlex.join(["ctrbench", "run", "--zoo", _from_root(experiment.zoo, sweep), *arguments])
 

@@ -90,6 +90,7 @@ class Sweep:
         Raises:
             ConfigError: the values contradict each other.
         """
+        values = self.space.restored(values)
         overrides = {"seed": self.seeds[0], **values}
         overrides["dataset_id"] = own_dataset_id(self.sections, self.base_dataset_id, values)
         source = f"{self.path}: tuner_space"

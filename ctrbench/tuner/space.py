@@ -133,6 +133,16 @@ class Space:
         """Optuna's form of the values of the keys with more than one."""
         return {d.key: d.sampled(values[d.key]) for d in self.dimensions if not d.is_single}
 
+    def restored(self, values: Mapping[str, Any]) -> Values:
+        """Values that a store kept as JSON, with the space's own tuples where that left lists."""
+        choices = {d.key: d.choices for d in self.dimensions}
+        return {
+            key: next((c for c in choices.get(key, ()) if _named(c) == _named(value)), value)
+            if isinstance(value, list)
+            else value
+            for key, value in values.items()
+        }
+
     @property
     def log_keys(self) -> frozenset[str]:
         """Keys that are searched, or listed, on a log scale."""
