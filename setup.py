@@ -17,8 +17,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["ctrbench", "ctrbench.tuner"],
-    package_data={"ctrbench": ["py.typed"], "ctrbench.tuner": ["*.j2"]},
+    packages=["ctrbench", "ctrbench.leaderboard", "ctrbench.tuner"],
+    package_data={"ctrbench": ["py.typed"], "ctrbench.leaderboard": ["*.j2"], "ctrbench.tuner": ["*.j2"]},
     install_requires=[
         "torch>=2.4,<3",
         "fuxictr>=2.3.10,<2.4",

@@ -106,6 +106,7 @@ class Row:
         published: what the experiment is compared with.
         verdict: how the mean lies to the published value, in words; empty without one.
         is_comparable: whether it was trained on the same data as the dataset's other rows.
+        published_in: source -> the value of the metric that it gives this experiment or model.
     """
 
     dataset_id: str
@@ -119,6 +120,7 @@ class Row:
     published: Published | None
     verdict: str
     is_comparable: bool = True
+    published_in: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -214,3 +216,30 @@ class Board:
     title: str
     command: str = ""
     missing: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Details:
+    """A chosen run, looked at closely.
+
+    Attributes:
+        run: which one.
+        metric: of the figures below, on the test split.
+        value: of the metric on the rows that were looked at.
+        num_rows: that were looked at.
+        fields: names of the F fields.
+        calibration: bins of equally many rows: `predicted` and `observed` click rate, `rows`.
+        importance: for each field, the metric lost when its values are shuffled among the rows.
+        interactions: (F, F), symmetric: what is lost by shuffling two fields beyond the sum of what each loses alone.
+        layers: the model's own static interaction strength (F, F) by layer; empty if it has none.
+    """
+
+    run: Run
+    metric: str
+    value: float
+    num_rows: int
+    fields: tuple[str, ...]
+    calibration: list[dict[str, float]]
+    importance: list[float]
+    interactions: list[list[float]]
+    layers: dict[str, list[list[float]]]

@@ -3,205 +3,46 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import math
 import re
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from ctrbench.charts import (
+    LABEL_WIDTH,
+    Chart,
+    Plot,
+    Scale,
+    Tick,
+    brief,
+    cut,
+    drawing,
+    exact,
+    is_number,
+    line_through,
+    linear_ticks,
+    log_ticks,
+    number,
+    padded,
+    spaced,
+    tag,
+    text_at,
+    visible_range,
+)
 from ctrbench.tuner.records import SweepSummary, TrialRecord
-
-Tick = tuple[float, str]  # place on the axis from 0 to 1, label
 
 ENDED = ("complete", "pruned", "failed")
 STATES = (*ENDED, "running", "waiting")
 _GAP = 0.055  # of the height of an axis: a line of text
-_LABEL = 7.0  # width of a character of a label; an estimate, since nothing here measures text
-
-
-# --- numbers and ticks
-
-
-def number(value: float) -> str:
-    """A number in four digits, as people write it: 0.9081, 1e-3, 256."""
-    if isinstance(value, int) and abs(value) < 1_000_000:
-        return str(value)
-    if value == 0 or 0.01 <= abs(value) < 1_000_000:
-        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    mantissa, _, exponent = f"{value:.3e}".partition("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def exact(value: Any) -> str:
-    """A value of a configuration in full: strings as they are, everything else as YAML's flow style has it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-
-
-def brief(value: Any) -> str:
-    """As `exact`, but numbers in four digits."""
-    return number(value) if _is_number(value) else exact(value)
-
-
-def cut(text: str, room: int) -> str:
-    """`text` in at most `room` characters: its middle goes first, since names that begin alike end differently."""
-    if len(text) <= room:
-        return text
-    return f"{text[: room // 2]}…{text[len(text) - (room - room // 2 - 1) :]}"
-
-
-def linear_ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[tuple[float, str]]:
-    """About `count` round values from `low` to `high` with labels of equal precision."""
-    if high <= low:
-        return [(low, number(low))]
-    rough = (high - low) / count
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough * (1 - 1e-9))
-    step = max(step, 1.0) if whole else step
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    values = [k * step for k in range(first, last + 1)]
-    return [(v, number(v) if decimals > 9 else f"{v:.{decimals}f}") for v in values]
-
-
-def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Powers of ten from `low` to `high`; where these are too few, their 2- and 5-folds too."""
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1,), (1, 2, 5)):
-        values = [f * 10.0**e for e in exponents for f in factors]
-        values = [v for v in values if low * (1 - 1e-9) <= v <= high * (1 + 1e-9)]
-        if len(values) > 2:
-            break
-    return [(v, number(float(f"{v:.4g}"))) for v in values]
-
-
-def spaced(ticks: Sequence[Tick], gap: float) -> list[Tick]:
-    """The ticks that stay at least `gap` apart: both ends first, then the others in order."""
-    kept: list[Tick] = []
-    for tick in [*ticks[:1], *ticks[-1:], *ticks[1:-1]]:
-        if all(abs(tick[0] - other[0]) >= gap for other in kept):
-            kept.append(tick)
-    return sorted(kept)
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """A range of numbers on an axis; what lies outside is placed at the nearer end."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def place(self, value: float) -> float:
-        """From 0 to 1; the middle where the range is one point."""
-        low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, value or 0))
-        return 0.5 if high <= low else min(max((at - low) / (high - low), 0.0), 1.0)
-
-
-def visible_range(values: Iterable[float], direction: str) -> tuple[float, float]:
-    """The range to draw: all values but those far out on the bad side, which would flatten all others.
-
-    Far out is more than three interquartile ranges beyond the worse quartile, among eight values or more.
-    """
-    ordered = sorted(values)
-    low, high = ordered[0], ordered[-1]
-    if len(ordered) >= 8:
-        first, _, third = statistics.quantiles(ordered, n=4)
-        reach = 3 * (third - first)
-        if reach > 0 and direction == "max":
-            low = next(v for v in ordered if v >= first - reach)
-        elif reach > 0:
-            high = next(v for v in reversed(ordered) if v <= third + reach)
-    return low, high
-
-
-# --- SVG
-
-
-def tag(name: str, *children: str, **attributes: object) -> Markup:
-    """An element; attributes and text are escaped, `class_` and `stroke_width` stand for class and stroke-width."""
-    pairs = [Markup(' {}="{}"').format(key.strip("_").replace("_", "-"), v) for key, v in attributes.items()]
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), Markup().join(pairs), Markup().join(children))
 
 
 def _mark(trial: TrialRecord, look: str, tooltip: str, *shapes: Markup) -> Markup:
     """Shapes of one trial: they show `tooltip` and lead to the trial's row in the table."""
     # Not in the tab order: with hundreds of trials it would bury the rest of the page, and the table says the same.
     return tag("a", tag("title", tooltip), *shapes, href=f"#trial-{trial.index}", class_=f"t {look}", tabindex=-1)
-
-
-def _line(points: Sequence[tuple[float, float]]) -> list[Markup]:
-    d = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return [tag("path", d=d, class_="hit"), tag("path", d=d)]  # a wide invisible one makes tooltips easy to get
-
-
-def _text(x: float, y: float, text: str, class_: str = "", full: str = "") -> Markup:
-    title = [tag("title", full)] if full and full != text else []
-    return tag("text", *title, text, x=f"{x:.1f}", y=f"{y:.1f}", class_=class_)
-
-
-def _svg(width: float, height: float, label: str, class_: str, *children: Markup) -> Markup:
-    view = f"0 0 {width:.0f} {height:.0f}"
-    return tag("svg", *children, viewBox=view, width=f"{width:.0f}", class_=class_, role="group", aria_label=label)
-
-
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """A drawing and what to say of it below."""
-
-    svg: Markup
-    hidden: int = 0  # values beyond the axis, drawn at its end
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """The frame of a chart of two numeric axes."""
-
-    x: Scale
-    y: Scale
-    x_label: str
-    y_label: str
-    whole_x: bool = False
-
-    # Room for the larger type of narrow screens.
-    width, height, top, right, foot = 560.0, 330.0, 34.0, 22.0, 278.0
-
-    @property
-    def left(self) -> float:
-        """The labels' room."""
-        return 20 + 8.6 * max((len(text) for _, text in linear_ticks(self.y.low, self.y.high)), default=0)
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point is drawn."""
-        across = self.width - self.left - self.right
-        return self.left + across * self.x.place(x), self.foot - (self.foot - self.top) * self.y.place(y)
-
-    def draw(self, label: str, *marks: Markup) -> Markup:
-        """The frame with `marks` in it."""
-        left, foot, end, parts = f"{self.left:.1f}", self.foot, self.width - self.right, []
-        for value, text in linear_ticks(self.y.low, self.y.high):
-            y = self.at(self.x.low, value)[1]
-            parts += [tag("path", d=f"M{left} {y:.1f}H{end}", class_="grid")]
-            parts += [_text(self.left - 8, y + 4, text, "end")]
-        for value, text in linear_ticks(self.x.low, self.x.high, whole=self.whole_x):
-            x = self.at(value, self.y.low)[0]
-            parts += [tag("path", d=f"M{x:.1f} {foot}v5", class_="axis"), _text(x, foot + 20, text, "middle")]
-        parts += [tag("path", d=f"M{left} {foot}H{end}", class_="axis")]
-        parts += [_text((self.left + end) / 2, self.height - 8, self.x_label, "middle name")]
-        parts += [_text(6, 16, self.y_label, "name")]
-        return _svg(self.width, self.height, label, "plot", *parts, *marks)
-
-
-def _padded(low: float, high: float) -> Scale:
-    room = (high - low) * 0.04 or abs(low) * 0.01 or 1.0
-    return Scale(low - room, high + room)
-
-
-# --- charts
 
 
 def parallel_coordinates(sweep: SweepSummary, looks: dict[int, str]) -> Chart | None:
@@ -218,7 +59,7 @@ def parallel_coordinates(sweep: SweepSummary, looks: dict[int, str]) -> Chart | 
     scale = Scale(*visible_range(objectives, sweep.direction))
     step = min(max(1010 / len(axes), 112), 250)
     names = [(k, ticks) for k, _, ticks in axes] + [(sweep.objective, _ticks(scale, "{:.6f}".format))]
-    room = int((step - 14) / _LABEL)
+    room = int((step - 14) / LABEL_WIDTH)
     left, top, height = 16.0, 20.0 + 13 * max(len(_wrapped(name, room)) for name, _ in names), 262.0
     frame, marks = [], []
     for i, (name, ticks) in enumerate(names):
@@ -228,20 +69,20 @@ def parallel_coordinates(sweep: SweepSummary, looks: dict[int, str]) -> Chart | 
         places += [] if trial.objective is None else [scale.place(trial.objective)]  # a pruned line ends before
         points = [(left + i * step, top + height * (1 - place)) for i, place in enumerate(places)]
         settings = "".join(f"\n{key} = {brief(value)}" for key, value in trial.values.items())
-        marks += [_mark(trial, looks[trial.index], _caption(trial, sweep) + settings, *_line(points))]
+        marks += [_mark(trial, looks[trial.index], _caption(trial, sweep) + settings, *line_through(points))]
     width = left + step * len(axes) + max(100, step / 2)
-    svg = _svg(width, top + height + 14, "Parallel coordinates of the trials", "wide", *marks, *frame)
+    svg = drawing(width, top + height + 14, "Parallel coordinates of the trials", "wide", *marks, *frame)
     return Chart(svg, sum(not scale.low <= value <= scale.high for value in objectives))
 
 
 def _axis(x: float, top: float, height: float, name: str, ticks: list[Tick], room: int) -> list[Markup]:
     lines = reversed(_wrapped(name, room))
-    parts = [_text(x, top - 12 - 13 * i, line, "name", name) for i, line in enumerate(lines)]
+    parts = [text_at(x, top - 12 - 13 * i, line, "name", name) for i, line in enumerate(lines)]
     parts += [tag("path", d=f"M{x:.1f} {top}v{height}", class_="axis")]
     for place, text in ticks:
         y = top + height * (1 - place)
         short = text if len(text) <= room else cut(text.replace(", ", ","), room)
-        parts += [tag("path", d=f"M{x:.1f} {y:.1f}h4", class_="axis"), _text(x + 7, y + 4, short, "", text)]
+        parts += [tag("path", d=f"M{x:.1f} {y:.1f}h4", class_="axis"), text_at(x + 7, y + 4, short, "", text)]
     return parts
 
 
@@ -256,7 +97,7 @@ def _wrapped(name: str, room: int) -> list[str]:
 
 def key_axis(values: Sequence[Any], log: bool = False) -> tuple[Callable[[Any], float], list[Tick]]:
     """How a key's values lie on its axis, and the axis's ticks: numbers by size, anything else evenly spaced."""
-    if not all(map(_is_number, values)):
+    if not all(map(is_number, values)):
         texts = sorted({exact(value) for value in values}, key=_natural)
         places = {text: (i + 0.5) / len(texts) for i, text in enumerate(texts)}
         return lambda value: places[exact(value)], spaced([(place, text) for text, place in places.items()], _GAP)
@@ -285,7 +126,7 @@ def best_so_far(sweep: SweepSummary, looks: dict[int, str], against: str) -> Cha
         return None
     low, high = visible_range([value for _, value in done], sweep.direction)
     label = "trials, in the order in which they ended" if by_trial else "seconds of training and evaluation, in total"
-    plot = Plot(Scale(1 if by_trial else 0, steps[-1]), _padded(low, high), label, sweep.objective, whole_x=by_trial)
+    plot = Plot(Scale(1 if by_trial else 0, steps[-1]), padded(low, high), label, sweep.objective, whole_x=by_trial)
     bests = itertools.accumulate((value for _, value in done), max if sweep.direction == "max" else min)
     corners = [plot.at(x, best) for (x, _), best in zip(done, bests, strict=True)]
     path = "M{:.1f} {:.1f}".format(*corners[0]) + "".join(f"H{x:.1f}V{y:.1f}" for x, y in corners[1:])
@@ -295,7 +136,9 @@ def best_so_far(sweep: SweepSummary, looks: dict[int, str], against: str) -> Cha
         look, caption = looks.get(trial.index, "failed"), _caption(trial, sweep)
         across, down = plot.at(x, low if trial.objective is None else trial.objective)
         if trial.objective is None:  # no value, but it took its time: a stroke on the axis
-            marks += [_mark(trial, f"rug {look}", caption, *_line([(across, plot.foot), (across, plot.foot - 8)]))]
+            marks += [
+                _mark(trial, f"rug {look}", caption, *line_through([(across, plot.foot), (across, plot.foot - 8)]))
+            ]
         else:
             marks += [_mark(trial, look, caption, tag("circle", cx=f"{across:.1f}", cy=f"{down:.1f}", r=radius))]
     svg = plot.draw(f"Best {sweep.objective} so far against {label}", *marks)
@@ -312,12 +155,12 @@ def validation_curves(sweep: SweepSummary, looks: dict[int, str]) -> Chart | Non
         return None
     low, high = visible_range(values, sweep.direction)
     longest = max(len(trial.curve) for trial in trials)
-    plot = Plot(Scale(1, longest), _padded(low, high), "evaluation", sweep.objective, whole_x=True)
+    plot = Plot(Scale(1, longest), padded(low, high), "evaluation", sweep.objective, whole_x=True)
     marks = []
     for trial, curve in zip(trials, curves, strict=True):
         points = [plot.at(i, value) for i, value in curve]
         dot = [tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=3.5) for x, y in points if len(points) == 1]
-        shapes = _line(points) if len(points) > 1 else dot
+        shapes = line_through(points) if len(points) > 1 else dot
         marks += [_mark(trial, looks[trial.index], _caption(trial, sweep), *shapes)] if shapes else []
     svg = plot.draw(f"{sweep.objective} after each evaluation", *marks)
     return Chart(svg, sum(not low <= value <= high for value in values))
@@ -339,10 +182,6 @@ def seconds_of(trial: TrialRecord) -> float:
 def _caption(trial: TrialRecord, sweep: SweepSummary) -> str:
     value = trial.state if trial.objective is None else f"{sweep.objective} {trial.objective:.6f}"
     return f"{trial.expid}\n{value}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _natural(text: str) -> list[tuple[bool, int, str]]:

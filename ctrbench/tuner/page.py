@@ -12,14 +12,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ctrbench.charts import brief, cut, exact
 from ctrbench.files import write_text
 from ctrbench.tuner.charts import (
     STATES,
     best_first,
     best_so_far,
-    brief,
-    cut,
-    exact,
     parallel_coordinates,
     seconds_of,
     validation_curves,

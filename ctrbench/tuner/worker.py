@@ -189,13 +189,13 @@ class _Trial:
         return run(experiment, self.task.gpu, self.task.is_fresh, self.task.commands[position], session)
 
     def _finished_report(self, experiment: Experiment) -> dict[str, Any] | None:
-        """The report of a run that this sweep finished before it was interrupted."""
+        """The report of a run that this sweep finished before it was interrupted; runs of no sweep are chosen elsewhere."""
         run_dir = experiment.run_dir
-        if not (run_dir / "DONE").exists():
+        if not self.task.sweep_id or not (run_dir / "DONE").exists():
             return None
         try:
             report: dict[str, Any] = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
-            same = report.get("sweep", "") == self.task.sweep_id and report["config_hash"] == experiment.config_hash
+            same = report.get("sweep") == self.task.sweep_id and report["config_hash"] == experiment.config_hash
             if same and report["data_hash"] == self._data_hash_of(experiment):
                 return report
         except (OSError, ValueError, KeyError, TypeError):

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether built data are what their raw files give: they are built once more beside them and compared."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ctrbench.config import Experiment
+from ctrbench.files import sha256_of_file, shown_path
+from ctrbench.manifest import read as read_manifest
+from ctrbench.preprocess import build_dataset, expected_hash
+
+# What was found, by folder and data_hash: the runs of a leaderboard share their data.
+_found: dict[tuple[Path, str], list[str]] = {}
+
+
+def altered_files(experiment: Experiment) -> list[str]:
+    """One line for each built file that is not what the raw files give; none where there is nothing to compare.
+
+    Ready H5 data are their own source, and raw files may be gone.
+
+    Raises:
+        CtrbenchError: the data cannot be built.
+    """
+    dataset, root, task = experiment.dataset, experiment.root, experiment.training.task
+    folder = dataset.folder(root)
+    manifest = read_manifest(folder)
+    if manifest is None or expected_hash(dataset, root=root, task=task) != manifest["data_hash"]:
+        return []
+    key = folder.resolve(), str(manifest["data_hash"])
+    if key not in _found:
+        place = folder.parent if os.access(folder.parent, os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix=".verify_", dir=place) as data_root:
+            again = build_dataset(dataset.model_copy(update={"data_root": data_root}), root=root, task=task).path
+            names = read_manifest(again)["outputs"]  # type: ignore[index]
+            remedy = f"delete {shown_path(folder)}, it is built again"
+            _found[key] = [
+                f"{shown_path(folder / name)} is not what the raw files give: {remedy}"
+                for name in names
+                if not _is_equal(folder / name, again / name)
+            ]
+    return _found[key]
+
+
+def _is_equal(first: Path, second: Path) -> bool:
+    if not first.is_file():
+        return False
+    if sha256_of_file(first) == sha256_of_file(second):
+        return True
+    if first.suffix != ".h5":
+        return False
+    try:  # another version of HDF5 may lay out the same values in other bytes
+        with h5py.File(first, "r") as a, h5py.File(second, "r") as b:
+            return a.keys() == b.keys() and all(_content(a[name]) == _content(b[name]) for name in a)
+    except OSError:
+        return False
+
+
+def _content(column: h5py.Dataset) -> tuple[np.dtype[Any], tuple[int, ...], bytes]:
+    return column.dtype, column.shape, column[()].tobytes()
