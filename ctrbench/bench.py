@@ -8,6 +8,7 @@ import dataclasses
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ import filelock
 
 from ctrbench.config import Experiment
 from ctrbench.errors import ConfigError, CtrbenchError
-from ctrbench.evidence import problems_of, read_report, weights_problem
+from ctrbench.evidence import data_problem, problems_of, read_report, weights_problem
 from ctrbench.files import storage_error, write_text
-from ctrbench.manifest import read as read_manifest
-from ctrbench.preprocess import expected_hash
+from ctrbench.sections import list_expids, read_sections
 from ctrbench.suite import Cell, Suite
 from ctrbench.tuner.slots import Slot, make_slots, messages
 
@@ -100,9 +100,10 @@ class Bench:
         return 1 if self.failed else 0
 
     def _run_cells(self, cells: list[Cell]) -> None:
+        failed_before = len(self.failed)
         missing = self._missing(cells)
         self.num_total = len(cells)
-        self.num_done = len(cells) - len(missing) - len(self.failed)
+        self.num_done = len(cells) - len(missing) - (len(self.failed) - failed_before)
         _say(f"{self.suite.name}: {len(cells)} runs, {self.num_done} of them finished, {len(missing)} to do")
         self._pending.extend(missing)
         if not missing:
@@ -137,24 +138,24 @@ class Bench:
         return jobs
 
     def _run_sweep(self, path: Path) -> None:
-        from ctrbench.tuner.definition import load_sweep
         from ctrbench.tuner.tune import Options, tune
 
         _say(f"{self.suite.name}: sweep {path.stem}")
         try:
             status = tune(Options(config=path, gpus=self.gpus))
-            sweep = load_sweep(path)
+            cells = best_of_sweep(path, self.suite.config.seeds)
         except CtrbenchError as error:
             self._fail(path.stem, "; ".join(str(error).splitlines()))
             return
         if status == 130:
             self.is_stopping = True
             return
-        cell = best_of_sweep(sweep.folder, sweep.base.zoo)
-        if cell is None:
+        if status == 1 and cells:
+            self._fail(path.stem, f"some of its trials failed: ctrbench tune --config {path} --retry-failed")
+        if not cells:
             self._fail(path.stem, "no trial of the sweep is complete")
             return
-        self._run_cells([dataclasses.replace(cell, seed=seed) for seed in self.suite.config.seeds])
+        self._run_cells(cells)
 
     def _step(self) -> bool:
         if not self.is_stopping:
@@ -162,7 +163,7 @@ class Bench:
                 if slot.job is None and slot.is_ready:
                     self._fill(slot)
         is_busy = any(slot.job is not None for slot in self._slots)
-        if not is_busy and (self.is_stopping or not self._pending) or time.monotonic() > self._deadline:
+        if (not is_busy and (self.is_stopping or not self._pending)) or time.monotonic() > self._deadline:
             return False
         for slot, message in messages(self._slots, POLL_SECONDS):
             self._handle(slot, message)
@@ -254,22 +255,24 @@ def is_finished(experiment: Experiment) -> bool:
             return False
     except CtrbenchError:
         return False
-    folder = experiment.dataset.folder(experiment.root)
-    if read_manifest(folder) is None:  # the data is not built here (any more); the report stands for what it was
-        return True
-    expected = expected_hash(experiment.dataset, root=experiment.root, task=experiment.training.task)
-    return expected in (None, report["data_hash"])
+    return data_problem(run_dir, report, is_built=True) is None
 
 
-def best_of_sweep(folder: Path, zoo: Path) -> Cell | None:
-    """The best trial of a finished sweep, by its best_config/; None if there is none."""
-    from ctrbench.config import list_expids
+def best_of_sweep(path: Path, seeds: Sequence[int]) -> list[Cell]:
+    """The runs of the best setting that a sweep has found so far; none if it has not finished a trial.
 
-    config_dir = folder / "best_config"
+    Raises:
+        CtrbenchError: the tuner file is wrong.
+    """
+    from ctrbench.tuner.definition import load_sweep
+
+    sweep = load_sweep(path)
+    config_dir = sweep.folder / "best_config"
     if not (config_dir / "model_config.yaml").is_file():
-        return None
+        return []
     [expid] = list_expids(config_dir)
-    return Cell(zoo, config_dir, expid, 0)
+    dataset_id = read_sections(config_dir, expid, sweep.base.zoo).model["dataset_id"]
+    return [Cell(sweep.base.zoo, config_dir, expid, dataset_id, seed) for seed in seeds]
 
 
 def describe(suite: Suite) -> list[str]:
@@ -282,10 +285,10 @@ def describe(suite: Suite) -> list[str]:
         except CtrbenchError as error:
             state = f"cannot run: {'; '.join(str(error).splitlines())}"
         lines.append(f"{cell.expid}, seed {cell.seed}: {state}")
-    return lines + [f"sweep {path.stem}, then its best setting with {len(suite.config.seeds)} seeds" for path in suite.sweeps]
+    return lines + [
+        f"sweep {path.stem}, then its best setting with {len(suite.config.seeds)} seeds" for path in suite.sweeps
+    ]
 
 
 def _say(line: str) -> None:
     print(time.strftime("%H:%M:%S"), line, flush=True)
-
-

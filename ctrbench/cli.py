@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console entry points: `ctrbench run|check|evaluate|predict|interpret|tune|leaderboard` and the scripts that are
+"""The console entry points: `ctrbench run|check|evaluate|predict|interpret|tune|bench|leaderboard|verify` and the scripts that are
 called as FuxiCTR's: run_expid.py of every model folder, benchmarks/run_param_tuner.py.
 
 Bad input ends with one line per problem and exit status 2; an interrupted run with 130.
@@ -74,9 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench.add_argument("--dry-run", action="store_true", help="list what is finished and what is to do, run nothing")
     bench.set_defaults(action=_bench)
 
-    leaderboard = commands.add_parser("leaderboard", help="a table of finished runs")
+    leaderboard = commands.add_parser("leaderboard", help="tables, statistics and evidence of finished runs")
     leaderboard.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="folder of run directories")
+    leaderboard.add_argument("--suite", help="only the runs of a suite; what is missing of it is said")
+    leaderboard.add_argument("--output", type=Path, help="folder for leaderboard.md, .csv, comparisons.csv and .html")
+    leaderboard.add_argument("--look-at", type=Path, metavar="RUN_DIR", help="run to look at closely on the page")
+    leaderboard.add_argument("--gpu", type=int, default=-1, help="GPU that evaluates that run; -1 is the CPU")
     leaderboard.set_defaults(action=_leaderboard)
+
+    verify = commands.add_parser("verify", help="evaluate stored weights again and compare with the reports")
+    verify.add_argument("folders", type=Path, nargs="+", help="run directories, or folders of them")
+    verify.add_argument("--gpu", type=int, default=-1, help="GPU index; -1 is the CPU")
+    verify.add_argument("--retrain", action="store_true", help="train anew instead of taking the stored weights")
+    verify.set_defaults(action=_verify)
     arguments = parser.parse_args(argv)
     return _guard(lambda: arguments.action(arguments))
 
@@ -178,7 +188,7 @@ def _guard(action: Callable[[], int]) -> int:
 
 def _locate(arguments: argparse.Namespace) -> tuple[Path, Path | None, list[str]]:
     """The configuration folder, the model folder where it is known, and the experiments that are asked for."""
-    from ctrbench.config import list_expids
+    from ctrbench.sections import list_expids
 
     zoo = arguments.zoo
     if arguments.config:
@@ -191,8 +201,8 @@ def _locate(arguments: argparse.Namespace) -> tuple[Path, Path | None, list[str]
 
 
 def _search(expid: str | None) -> tuple[Path, Path]:
-    from ctrbench.config import list_expids
     from ctrbench.errors import ConfigError, did_you_mean
+    from ctrbench.sections import list_expids
 
     if expid is None:
         raise ConfigError("--expid, --zoo or --config is needed: ctrbench run --expid SDCNv3_tiny")
@@ -336,7 +346,38 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:
-    from ctrbench.leaderboard import read_reports, summarize, to_markdown
+    from ctrbench.leaderboard.collect import collect
+    from ctrbench.leaderboard.table import explanations, to_markdown
 
-    print(to_markdown(summarize(read_reports(arguments.folder))))
+    suite = None
+    if arguments.suite:
+        from ctrbench.suite import load_suite
+
+        suite = load_suite(arguments.suite)
+    board = collect(arguments.folder, suite, shlex.join(["ctrbench", *sys.argv[1:]]))
+    print(to_markdown(board))
+    if lines := explanations(board):
+        print("", *lines, sep="\n")
+    if arguments.output:
+        from ctrbench.leaderboard.publish import write_board
+
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        for path in write_board(board, arguments.output, arguments.look_at, arguments.gpu):
+            print(path)
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from ctrbench.files import shown_path
+    from ctrbench.leaderboard.verify import find_runs, verify
+
+    logging.getLogger().addHandler(logging.NullHandler())  # what a run that is trained anew says is of no interest
+    is_proven = True
+    for run_dir in find_runs(arguments.folders):
+        found = verify(run_dir, arguments.gpu, arguments.retrain)
+        shown = "; ".join(found.problems) or "proven: " + ", ".join(
+            f"{split} {name} {value:.6f}" for split, values in found.metrics.items() for name, value in values.items()
+        )
+        is_proven &= not found.problems
+        print(f"{shown_path(run_dir)}: {'UNPROVEN: ' if found.problems else ''}{shown}", flush=True)
+    return 0 if is_proven else 1

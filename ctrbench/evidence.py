@@ -20,8 +20,10 @@ import filelock
 from ctrbench.config import Experiment, load_run
 from ctrbench.errors import CtrbenchError, DataError
 from ctrbench.files import sha256_of_file, sha256_of_value, write_json, write_text
+from ctrbench.manifest import read as read_manifest
 
 WEIGHTS = "best.safetensors"
+OWN_WEIGHTS = "best.model"  # of a model that saves itself
 FILES = ("config.yaml", "train.log", "metrics.jsonl", WEIGHTS)
 LEDGER = "ledger.jsonl"
 # The curve and the final evaluation see the same weights in batches of the same size.
@@ -32,12 +34,14 @@ _LEDGER_DEPTH = 4
 
 def seal(run_dir: Path, report: dict[str, Any], model_root: Path) -> None:
     """Write report.json with the hashes of the run's other files, enter it in the ledger, and write DONE."""
-    report["evidence"] = {name: sha256_of_file(run_dir / name) for name in FILES if (run_dir / name).exists()}
+    report["evidence"] = {
+        name: sha256_of_file(run_dir / name) for name in (*FILES, OWN_WEIGHTS) if (run_dir / name).exists()
+    }
     write_json(run_dir / "report.json", report)
     digest = sha256_of_file(run_dir / "report.json")
-    kept = ("dataset_id", "expid", "seed", "settings_hash", "data_hash", "metrics")
-    entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **{key: report[key] for key in kept}}
-    append_to_ledger(model_root / LEDGER, {**entry, "report": digest})
+    entry = {key: report[key] for key in (*_CELL, "seed", "metrics", "sweep") if key in report}
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    append_to_ledger(model_root / LEDGER, {"time": now, **entry, "report": digest})
     write_text(run_dir / "DONE", digest + "\n")
 
 
@@ -62,7 +66,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and "report" in entry:
+        if isinstance(entry, dict) and entry.keys() >= {*_CELL, "metrics", "report"} and type(entry.get("seed")) is int:
             entries.append(entry)
     return entries
 
@@ -81,12 +85,13 @@ def read_report(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / "report.json"
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(report, dict) or not report.keys() >= _NEEDED:
+        report: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not _is_report(report):
             raise ValueError("not a report")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: missing or damaged: run the experiment again") from error
-    return report
+    found: dict[str, Any] = report
+    return found
 
 
 def problems_of(run_dir: Path, report: dict[str, Any]) -> list[str]:
@@ -103,23 +108,51 @@ def problems_of(run_dir: Path, report: dict[str, Any]) -> list[str]:
         return ["config.yaml is of another run"]
     if experiment.config_hash != report.get("config_hash"):
         return ["config.yaml does not have the hash that the report names"]
-    return _curve_problems(run_dir, report, experiment)
+    return _split_problems(experiment) + _curve_problems(run_dir, report, experiment)
+
+
+def data_problem(run_dir: Path, report: dict[str, Any], is_built: bool = False) -> str | None:
+    """What the data that are here say against the report of a run; None if nothing, or if there are none.
+
+    Args:
+        run_dir: the run.
+        report: of it.
+        is_built: look at built data only, whose raw files need not be read again.
+
+    Raises:
+        CtrbenchError: the raw files are incomplete.
+    """
+    experiment = load_run(run_dir)
+    if is_built and read_manifest(experiment.dataset.folder(experiment.root)) is None:
+        return None
+    from ctrbench.preprocess import expected_hash
+
+    found = expected_hash(experiment.dataset, root=experiment.root, task=experiment.training.task)
+    if found is None or found == report["data_hash"]:
+        return None
+    return f"its data are others now ({found[:12]}) than it was trained on ({report['data_hash'][:12]})"
 
 
 def weights_problem(run_dir: Path, report: dict[str, Any]) -> str | None:
     """What is wrong with the stored weights; None if nothing is, or if they are not here."""
-    path = run_dir / WEIGHTS
-    if path.exists() and sha256_of_file(path) != report["evidence"].get(WEIGHTS):
-        return f"{WEIGHTS} was altered after the run"
+    for name in (WEIGHTS, OWN_WEIGHTS):
+        path = run_dir / name
+        if path.exists() and sha256_of_file(path) != report["evidence"].get(name):
+            return f"{name} was altered after the run"
     return None
 
 
-def ledger_problems(runs: Iterable[tuple[Path, dict[str, Any]]], ledger: Path | None) -> list[str]:
+def ledger_problems(
+    runs: Iterable[tuple[Path, dict[str, Any]]], ledger: Path | None, others: Iterable[dict[str, Any]] = ()
+) -> list[str]:
     """What the ledger says against the runs of one experiment: one left out, one not entered, one repeated until it pleased.
 
+    A sweep with other seeds throughout has chosen the setting, not the seeds.
+
     Args:
-        runs: all of them, with their reports.
+        runs: those that are judged, with their reports.
         ledger: of their model_root; None if there is none.
+        others: reports of further runs of the experiment, which are not left out either.
     """
     if ledger is None:
         return [f"there is no {LEDGER} around them"]
@@ -131,10 +164,14 @@ def ledger_problems(runs: Iterable[tuple[Path, dict[str, Any]]], ledger: Path | 
         for run_dir, report in runs
         if sha256_of_file(run_dir / "report.json") not in known
     ]
-    first = runs[0][1]
-    same = [e for e in entries if _cell(e) == _cell(first)]
+    same = [e for e in entries if _cell(e) == _cell(runs[0][1])]
     seeds = {report["seed"] for _, report in runs}
-    left_out = sorted({e["seed"] for e in same} - seeds, key=str)
+    here = seeds | {report["seed"] for report in others}
+    by_sweep: dict[str, set[int]] = {}
+    for entry in same:
+        by_sweep.setdefault(str(entry.get("sweep", "")), set()).add(entry["seed"])
+    drawn = [found for sweep, found in by_sweep.items() if not sweep or found & here]
+    left_out = sorted(set().union(*drawn) - here)
     if left_out:
         problems.append(f"{LEDGER} also has seed {', '.join(map(str, left_out))}, which is left out here")
     for seed in sorted(seeds):
@@ -144,11 +181,34 @@ def ledger_problems(runs: Iterable[tuple[Path, dict[str, Any]]], ledger: Path | 
     return problems
 
 
-_NEEDED = {"dataset_id", "expid", "model", "seed", "metrics", "parameters", "epochs", "timings", "data_hash"}
+# What a report must have, and what must be of this kind where it has it.
+_NEEDED = {
+    "dataset_id": str,
+    "expid": str,
+    "seed": int,
+    "metrics": dict,
+    "parameters": dict,
+    "epochs": int,
+    "timings": dict,
+}
+_KINDS = {**_NEEDED, "data_hash": str, "settings_hash": str, "config_hash": str, "model": str, "environment": dict}
+# Runs that are alike in these are of one experiment.
+_CELL = ("dataset_id", "expid", "settings_hash", "data_hash")
+
+
+def _is_report(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() >= _NEEDED.keys()
+        and all(isinstance(value[key], kind) for key, kind in _KINDS.items() if key in value)
+        and all(isinstance(figures, dict) for figures in value["metrics"].values())
+        and all(isinstance(figure, int | float) for figures in value["metrics"].values() for figure in figures.values())
+        and isinstance(value["parameters"].get("total"), int)
+    )
 
 
 def _cell(entry: dict[str, Any]) -> tuple[Any, ...]:
-    return entry.get("dataset_id"), entry.get("expid"), entry.get("settings_hash"), entry.get("data_hash")
+    return tuple(entry.get(key) for key in _CELL)
 
 
 def _seal_problems(run_dir: Path, report: dict[str, Any]) -> list[str]:
@@ -168,6 +228,19 @@ def _seal_problems(run_dir: Path, report: dict[str, Any]) -> list[str]:
         elif sha256_of_file(path) != hashes.get(name):
             problems.append(f"{name} was altered after the run")
     return problems
+
+
+def _split_problems(experiment: Experiment) -> list[str]:
+    """Whether it was tested on what it was trained on or chosen by."""
+    dataset, root = experiment.dataset, experiment.root
+    if not dataset.test_data:
+        return []
+    uses = {"train_data": "trained on it", "valid_data": "chose its best epoch by it"}
+    return [
+        f"{key} is test_data, so it {what}"
+        for key, what in uses.items()
+        if (path := getattr(dataset, key)) and (root / path).resolve() == (root / dataset.test_data).resolve()
+    ]
 
 
 def _curve_problems(run_dir: Path, report: dict[str, Any], experiment: Experiment) -> list[str]:

@@ -130,6 +130,15 @@ def own_data_loader(folder: Path) -> str | None:
     return None
 
 
+def run_command(folder: Path, root: Path) -> list[str]:
+    """What starts an experiment of a model folder from `root`: its run_expid.py, unless that is FuxiCTR's own."""
+    shown = [str(p.relative_to(root) if p.is_relative_to(root) else p) for p in (folder, folder / "run_expid.py")]
+    script = folder / "run_expid.py"
+    if script.is_file() and "ctrbench" in script.read_text(encoding="utf-8", errors="replace"):
+        return ["python", shown[1]]
+    return ["ctrbench", "run", "--zoo", shown[0]]
+
+
 def source_hash(folder: Path) -> str:
     """SHA-256 over the names and contents of a model folder's code."""
     files = sorted((folder / "src").rglob("*.py"))

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from torch.nn import functional
 
-from ctrbench.config import Experiment, find_root, list_expids, load_experiment, load_run
+from ctrbench.config import Experiment, load_experiment, load_run
 from ctrbench.errors import ConfigError
 from ctrbench.schema import DatasetConfig, TrainingConfig
+from ctrbench.sections import find_root, list_expids
 from ctrbench.validation import parse_regularizer
 from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml
 

@@ -29,11 +29,12 @@ from fuxictr.utils import load_config
 from sklearn.metrics import log_loss, roc_auc_score
 
 from ctrbench.cli import main
-from ctrbench.config import find_root, load_experiment
+from ctrbench.config import load_experiment
 from ctrbench.errors import InterruptedRunError
 from ctrbench.estimate import estimate
 from ctrbench.preprocess import build_dataset
 from ctrbench.run import Session, open_batches, prepare, run
+from ctrbench.sections import find_root
 from ctrbench.trainer import Trainer
 from ctrbench.tuner.space import parse_space
 from ctrbench.yamlfile import dump_yaml, load_yaml

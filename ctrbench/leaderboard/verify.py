@@ -151,9 +151,12 @@ def _evaluate(run_dir: Path, report: dict[str, Any], gpu: int) -> tuple[dict[str
     for split in report["metrics"]:
         batches = open_batches(experiment, data, feature_map, split, trainer)
         metrics[split] = {name: float(v) for name, v in trainer.evaluate(batches).items()}
-        if split == "test" and "AUC" in metrics[split]:
+        if split != "test" or "AUC" not in metrics[split]:
+            continue
+        predictions = trainer.evaluator.predict(batches)
+        if "y_pred" in predictions:  # not one of several tasks
             label = batches.column(feature_map.labels[0]).double().cpu().numpy()
-            score = trainer.predict(batches).double().cpu().numpy()
+            score = predictions["y_pred"].double().cpu().numpy()
             low, high = bootstrap_auc(label, score, seed=0)
             details["bootstrap"] = {"split": split, "metric": "AUC", "level": LEVEL, "low": low, "high": high}
             details["calibration"] = calibration(label, score)

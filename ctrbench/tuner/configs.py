@@ -15,6 +15,7 @@ from ctrbench.schema import DatasetConfig
 from ctrbench.tuner.definition import Sweep
 from ctrbench.tuner.space import Values
 from ctrbench.yamlfile import dump_yaml, load_yaml
+from ctrbench.zoo import run_command
 
 
 class ConfigFolder:
@@ -74,13 +75,10 @@ def trial_sections(sweep: Sweep, values: Values, experiment: Experiment) -> tupl
 def rerun_command(sweep: Sweep, experiment: Experiment, gpu: int, config_dir: Path | None = None) -> str:
     """The command that runs a trial by hand, from the root of the repository."""
     config = _from_root(config_dir or sweep.folder / "config", sweep)
-    script = experiment.zoo / "run_expid.py"
     arguments = ["--config", config, "--expid", experiment.expid, "--gpu", str(gpu)]
     if sweep.config.seeds and experiment.training.seed != sweep.seeds[0]:
         arguments += ["--seed", str(experiment.training.seed)]
-    if script.is_file() and "ctrbench" in script.read_text(encoding="utf-8", errors="replace"):  # not FuxiCTR's own
-        return shlex.join(["python", _from_root(script, sweep), *arguments])
-    return shlex.join(["ctrbench", "run", "--zoo", _from_root(experiment.zoo, sweep), *arguments])
+    return shlex.join([*run_command(experiment.zoo.resolve(), sweep.sections.root.resolve()), *arguments])
 
 
 def _from_root(path: Path, sweep: Sweep) -> str:

@@ -13,19 +13,11 @@ from typing import Any
 
 from optuna.samplers import RandomSampler
 
-from ctrbench.config import (
-    NO_EFFECT,
-    Experiment,
-    Sections,
-    check_name,
-    find_root,
-    list_expids,
-    make_experiment,
-    read_sections,
-)
+from ctrbench.config import NO_EFFECT, Experiment, make_experiment
 from ctrbench.errors import ConfigError, did_you_mean
 from ctrbench.files import sha256_of_value
 from ctrbench.schema import UNREAD_DATASET_KEYS, UNREAD_MODEL_KEYS, DatasetConfig
+from ctrbench.sections import Sections, check_name, find_root, list_expids, read_sections
 from ctrbench.tuner.sampling import setting_name
 from ctrbench.tuner.schema import TunerConfig
 from ctrbench.tuner.space import MAX_GRID, Dimension, Space, Values, parse_space

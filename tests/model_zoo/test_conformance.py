@@ -15,10 +15,11 @@ from torch import nn
 
 from ctrbench.batches import Batches
 from ctrbench.checkpoint import load_weights, save_weights
-from ctrbench.config import Experiment, list_expids, load_experiment
+from ctrbench.config import Experiment, load_experiment
 from ctrbench.errors import ConfigError
 from ctrbench.items import key_column
 from ctrbench.metrics import evaluate_metrics
+from ctrbench.sections import list_expids
 from ctrbench.trainer import Trainer
 from ctrbench.zoo import build_model, load_model_class
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from conftest import SMALL
 
-from ctrbench.config import Experiment, list_expids, load_experiment
+from ctrbench.config import Experiment, load_experiment
 from ctrbench.run import run
+from ctrbench.sections import list_expids
 from ctrbench.tuner.configs import ConfigFolder, rerun_command, trial_sections, write_best
 from ctrbench.tuner.definition import Sweep, load_sweep
 from ctrbench.yamlfile import load_yaml
