@@ -39,9 +39,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--raw", type=Path, help="ml-1m.zip; not needed when data/raw/ML_1M is prepared")
     parser.add_argument("--gpu", type=int, nargs="+", default=[-1], help="a slot for each index; -1 is the CPU")
+    parser.add_argument("--seeds", type=int, nargs="+", help="these of the suite's seeds only")
     parser.add_argument("--publish-only", action="store_true", help="run nothing, write what is finished")
     arguments = parser.parse_args()
     suite = load_suite("ml_1m", ROOT)
+    all_seeds = suite.config.seeds
+    if arguments.seeds:
+        suite = dataclasses.replace(suite, config=suite.config.model_copy(update={"seeds": arguments.seeds}))
     if not arguments.publish_only:
         if not (ROOT / "data" / "raw" / "ML_1M" / "train.csv").is_file():
             if arguments.raw is None:
@@ -57,8 +61,11 @@ def main() -> int:
         if run.status is Status.RECORDED and run.verification is None:
             found = verify(run.folder, arguments.gpu[0])
             print(f"{run.folder.relative_to(ROOT)}: {'; '.join(found.problems) or 'proven'}", flush=True)
-    command = shlex.join(["python", "benchmarks/reproduce_ml_1m.py", "--raw", "PATH/ml-1m.zip", "--gpu", "-1", "-1"])
-    publish(dataclasses.replace(collect(ROOT / "runs", suite), title="MovieLens-1M", command=command))
+    command = ["python", "benchmarks/reproduce_ml_1m.py", "--raw", "PATH/ml-1m.zip", "--gpu", "-1", "-1"]
+    if arguments.seeds:
+        command += ["--seeds", *map(str, arguments.seeds)]
+    title = "MovieLens-1M" + (f", {len(arguments.seeds)} of {len(all_seeds)} seeds" if arguments.seeds else "")
+    publish(dataclasses.replace(collect(ROOT / "runs", suite), title=title, command=shlex.join(command)))
     return 0
 
 

@@ -104,7 +104,7 @@ class Bench:
         missing = self._missing(cells)
         self.num_total = len(cells)
         self.num_done = len(cells) - len(missing) - (len(self.failed) - failed_before)
-        _say(f"{self.suite.name}: {len(cells)} runs, {self.num_done} of them finished, {len(missing)} to do")
+        _say(f"{self.suite.name}: {_count(len(cells), 'run')}, {self.num_done} of them finished, {len(missing)} to do")
         self._pending.extend(missing)
         if not missing:
             return
@@ -266,7 +266,7 @@ def best_of_sweep(path: Path, seeds: Sequence[int]) -> list[Cell]:
     """
     from ctrbench.tuner.definition import load_sweep
 
-    sweep = load_sweep(path)
+    sweep = load_sweep(path, is_data_required=False)
     config_dir = sweep.folder / "best_config"
     if not (config_dir / "model_config.yaml").is_file():
         return []
@@ -285,9 +285,17 @@ def describe(suite: Suite) -> list[str]:
         except CtrbenchError as error:
             state = f"cannot run: {'; '.join(str(error).splitlines())}"
         lines.append(f"{cell.expid}, seed {cell.seed}: {state}")
-    return lines + [
-        f"sweep {path.stem}, then its best setting with {len(suite.config.seeds)} seeds" for path in suite.sweeps
-    ]
+    for path in suite.sweeps:
+        try:
+            best_of_sweep(path, suite.config.seeds)
+            lines.append(f"sweep {path.stem}, then its best setting with {_count(len(suite.config.seeds), 'seed')}")
+        except CtrbenchError as error:
+            lines.append(f"sweep {path.stem}: cannot run: {'; '.join(str(error).splitlines())}")
+    return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _say(line: str) -> None:

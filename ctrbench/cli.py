@@ -346,9 +346,12 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:
+    from ctrbench.errors import ConfigError
     from ctrbench.leaderboard.collect import collect
     from ctrbench.leaderboard.table import explanations, to_markdown
 
+    if arguments.look_at and not arguments.output:
+        raise ConfigError("--look-at: shown on the page only: name its folder with --output")
     suite = None
     if arguments.suite:
         from ctrbench.suite import load_suite

@@ -19,7 +19,7 @@ import filelock
 
 from ctrbench.config import Experiment, load_run
 from ctrbench.errors import CtrbenchError, DataError
-from ctrbench.files import sha256_of_file, sha256_of_value, write_json, write_text
+from ctrbench.files import sha256_of_file, sha256_of_value, storage_error, write_json, write_text
 from ctrbench.manifest import read as read_manifest
 
 WEIGHTS = "best.safetensors"
@@ -46,16 +46,23 @@ def seal(run_dir: Path, report: dict[str, Any], model_root: Path) -> None:
 
 
 def append_to_ledger(path: Path, entry: dict[str, Any]) -> None:
-    """Add a line; one writer at a time, on disk when this returns."""
-    with filelock.FileLock(f"{path}.lock"), path.open("a+b") as stream:
-        stream.seek(0, os.SEEK_END)
-        if stream.tell():
-            stream.seek(-1, os.SEEK_END)
-            if stream.read(1) != b"\n":  # a writer died in the middle of a line
-                stream.write(b"\n")
-        stream.write(json.dumps(entry).encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    """Add a line; one writer at a time, on disk when this returns.
+
+    Raises:
+        CtrbenchError: it cannot be written.
+    """
+    try:
+        with filelock.FileLock(f"{path}.lock"), path.open("a+b") as stream:
+            stream.seek(0, os.SEEK_END)
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":  # a writer died in the middle of a line
+                    stream.write(b"\n")
+            stream.write(json.dumps(entry).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise storage_error(error, path) from error
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
@@ -128,9 +135,10 @@ def data_problem(run_dir: Path, report: dict[str, Any], is_built: bool = False) 
     from ctrbench.preprocess import expected_hash
 
     found = expected_hash(experiment.dataset, root=experiment.root, task=experiment.training.task)
-    if found is None or found == report["data_hash"]:
+    trained_on = str(report.get("data_hash"))
+    if found in (None, trained_on):
         return None
-    return f"its data are others now ({found[:12]}) than it was trained on ({report['data_hash'][:12]})"
+    return f"its data are others now ({str(found)[:12]}) than it was trained on ({trained_on[:12]})"
 
 
 def weights_problem(run_dir: Path, report: dict[str, Any]) -> str | None:

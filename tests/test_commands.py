@@ -20,8 +20,6 @@ import torch
 from ctrbench.batches import Batches
 from ctrbench.checkpoint import load_weights
 from ctrbench.cli import main, run_expid
-from ctrbench.errors import ConfigError, DataError
-from ctrbench.leaderboard import COLUMNS, read_reports, summarize, to_markdown
 from ctrbench.metrics import evaluate_metrics
 from ctrbench.preprocess import DataFolder, build_dataset
 from ctrbench.run import load_trained
@@ -219,7 +217,7 @@ def test_a_file_that_the_system_refuses(refused: Callable[..., str], monkeypatch
         def read(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr("ctrbench.leaderboard.read_reports", read)
+        monkeypatch.setattr("ctrbench.leaderboard.collect.read_runs", read)
 
     fail(IsADirectoryError(21, "Is a directory", "some/folder"))
     assert refused("leaderboard") == "error: some/folder: Is a directory\n"
@@ -460,82 +458,3 @@ def test_interpret_refuses(trained: Path, refused: Callable[..., str], monkeypat
         assert f"--rows {row}: the test split has rows 0 to 999" in refused("interpret", trained, "--rows", "0", row)
     monkeypatch.delattr(load_model_class(ZOO, "DCNv3"), "mask_activity")
     assert "DCNv3 has neither field_interactions nor mask_activity" in refused("interpret", trained)
-
-
-def fake_report(folder: Path, **values: Any) -> None:
-    report = {
-        "dataset_id": "b",
-        "expid": "X",
-        "seed": 1,
-        "metrics": {"valid": {"AUC": 0.7}, "test": {"AUC": 0.6, "logloss": 0.5}},
-        "parameters": {"total": 1234567},
-        "epochs": 3,
-        "timings": {"train_seconds": 2.0},
-    }
-    folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps({**report, **values}))
-    (folder / "DONE").touch()
-
-
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def test_leaderboard(tmp_path: Path, trained: Path, capsys: Capture) -> None:
-    fake_report(tmp_path / "1")
-    metrics = {"valid": {"AUC": 0.8}, "test": {"AUC": 0.7, "logloss": 0.4}}
-    fake_report(tmp_path / "2" / "deep", seed=10, metrics=metrics, parameters={"total": 999}, epochs=4)
-    fake_report(tmp_path / "3", expid="Y", metrics={"test": {"AUC": 0.9, "logloss": 0.1}})
-    fake_report(tmp_path / "4", expid="Z", metrics={"valid": {"AUC": 0.55}})
-    fake_report(tmp_path / "5", expid="V", metrics={})
-    fake_report(tmp_path / "6", dataset_id="a", expid="W", metrics={"valid": {"gAUC": 0.5}})
-    fake_report(tmp_path / "7", expid="unfinished")
-    (tmp_path / "7" / "DONE").unlink()
-    assert main(["leaderboard", str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len({len(line) for line in lines}) == 1 and set(lines[1]) == {"|", "-"}
-    assert cells(lines[0]) == list(COLUMNS)
-    assert [cells(line)[:3] for line in lines[2:]] == [
-        ["a", "W", "1"],
-        ["b", "Y", "1"],
-        ["b", "X", "1, 10"],
-        ["b", "Z", "1"],
-        ["b", "V", "1"],
-    ]
-    mean = ["0.750000 ± 0.070711", "0.650000 ± 0.070711", "0.450000 ± 0.070711", "999 / 1,234,567", "3.5", "2.0"]
-    assert cells(lines[4])[3:] == mean
-    assert cells(lines[3])[3:6] == ["-", "0.900000", "0.100000"]
-    assert main(["leaderboard", str(trained)]) == 0
-    row = cells(capsys.readouterr().out.splitlines()[2])
-    report = report_of(trained)
-    assert row[:5] == [
-        "tiny_ctr",
-        "DCNv3_tiny",
-        "2024",
-        *(f"{report['metrics'][s]['AUC']:.6f}" for s in ("valid", "test")),
-    ]
-    assert row[6] == f"{report['parameters']['total']:,}"
-
-
-def test_leaderboard_knows_where_a_report_comes_from(trained: Path) -> None:
-    [report] = read_reports(trained.parents[1])
-    assert report["run_dir"] == str(trained) and report["metrics"] == report_of(trained)["metrics"]
-    [row] = summarize([report])
-    assert to_markdown([row]).count("\n") == 2
-
-
-def test_leaderboard_refuses(tmp_path: Path, refused: Callable[..., str]) -> None:
-    line = f"{tmp_path}: no finished run: train one first, as run_expid.py --expid SDCNv3_tiny"
-    assert line in refused("leaderboard", tmp_path)
-    with pytest.raises(ConfigError, match="no finished run"):
-        read_reports(tmp_path / "not_there")
-    fake_report(tmp_path / "run")
-    for content in ("", "{", "[]", "{}", '{"metrics": {}}', None):
-        (tmp_path / "run" / "report.json").unlink()
-        if content is not None:
-            (tmp_path / "run" / "report.json").write_text(content)
-        with pytest.raises(DataError, match=r"run/report\.json: missing or damaged: run the experiment again$"):
-            read_reports(tmp_path)
-        if content is None:
-            break
-    assert "missing or damaged" in refused("leaderboard", tmp_path)
