@@ -21,6 +21,7 @@ from ctrbench.files import storage_error, write_text
 from ctrbench.sections import list_expids, read_sections
 from ctrbench.suite import Cell, Suite
 from ctrbench.tuner.slots import Slot, make_slots, messages
+from ctrbench.validation import missing_data
 
 # A run whose worker died so often is given up.
 MAX_DEATHS = 3
@@ -132,7 +133,9 @@ class Bench:
                 experiment = cell.experiment(is_data_required=False)
                 if not self.is_fresh and is_finished(experiment):
                     continue
-                jobs.append(Job(cell, cell.experiment()))
+                if missing_data(experiment.dataset, experiment.root):
+                    experiment = cell.experiment()  # which says what is missing
+                jobs.append(Job(cell, experiment))
             except CtrbenchError as error:
                 self._fail(f"{cell.expid}, seed {cell.seed}", "; ".join(str(error).splitlines()))
         return jobs

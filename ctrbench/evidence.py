@@ -39,7 +39,7 @@ def seal(run_dir: Path, report: dict[str, Any], model_root: Path) -> None:
     }
     write_json(run_dir / "report.json", report)
     digest = sha256_of_file(run_dir / "report.json")
-    entry = {key: report[key] for key in (*_CELL, "seed", "metrics", "sweep") if key in report}
+    entry = {key: report[key] for key in (*_CELL, "model_hash", "seed", "metrics", "sweep") if key in report}
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     append_to_ledger(model_root / LEDGER, {"time": now, **entry, "report": digest})
     write_text(run_dir / "DONE", digest + "\n")
@@ -172,7 +172,10 @@ def ledger_problems(
         for run_dir, report in runs
         if sha256_of_file(run_dir / "report.json") not in known
     ]
-    same = [e for e in entries if _cell(e) == _cell(runs[0][1])]
+    first = runs[0][1]
+    # Other code of the model is another experiment; an entry without that hash may be of any.
+    codes = (None, first.get("model_hash"))
+    same = [e for e in entries if _cell(e) == _cell(first) and e.get("model_hash") in codes]
     seeds = {report["seed"] for _, report in runs}
     here = seeds | {report["seed"] for report in others}
     by_sweep: dict[str, set[int]] = {}

@@ -87,6 +87,18 @@ def list_expids(config_dir: Path) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != "Base"]
 
 
+def dataset_ids(config_dir: Path) -> dict[str, Any]:
+    """expid -> the dataset_id that it or its Base names; each file is read once."""
+    contents = [{k: v for k, v in load_yaml(path).items() if isinstance(v, dict)} for path in _model_files(config_dir)]
+    base = next((content["Base"] for content in contents if "Base" in content), {})
+    return {
+        expid: {**content.get("Base", base), **section}.get("dataset_id")
+        for content in contents
+        for expid, section in content.items()
+        if expid != "Base"
+    }
+
+
 def find_root(config_dir: Path, zoo: Path | None = None) -> Path:
     """The folder that relative paths are meant from: the repository's, else the model folder around `config_dir`.
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ctrbench.config import Experiment, load_experiment
 from ctrbench.errors import ConfigError, CtrbenchError, did_you_mean
+from ctrbench.sections import dataset_ids
 from ctrbench.validation import Where, validate
 from ctrbench.yamlfile import load_yaml, shown
 
@@ -202,7 +203,7 @@ def _experiments(
 ) -> Iterator[str]:
     """Add the rows of one model; yields what is wrong with them."""
     try:
-        known = _datasets_of(zoo / "config")
+        known = dataset_ids(zoo / "config")
     except CtrbenchError as error:
         yield from str(error).splitlines()
         return
@@ -221,21 +222,6 @@ def _experiments(
                     f"{path}: {model} has no experiment '{expid}' for {dataset}{did_you_mean(expid, on_it)}: add it to "
                     f"{zoo.name}/config, or name another one under expids"
                 )
-
-
-def _datasets_of(config_dir: Path) -> dict[str, Any]:
-    """expid -> its dataset; each file is read once."""
-    paths = [config_dir / "model_config.yaml"]
-    if not paths[0].is_file():
-        paths = sorted((config_dir / "model_config").glob("*.yaml"))
-    contents = [{k: v for k, v in load_yaml(path).items() if isinstance(v, dict)} for path in paths]
-    base = next((content["Base"] for content in contents if "Base" in content), {})
-    return {
-        expid: {**content.get("Base", base), **section}.get("dataset_id")
-        for content in contents
-        for expid, section in content.items()
-        if expid != "Base"
-    }
 
 
 def _from(root: Path, path: Path) -> str:

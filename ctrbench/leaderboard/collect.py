@@ -99,7 +99,8 @@ def _verification(run_dir: Path, report: dict[str, Any]) -> dict[str, Any] | Non
 
 def _curve(run_dir: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [record for record in map(json.loads, lines) if isinstance(record, dict)]
     except (OSError, ValueError):
         return []
 
