@@ -74,6 +74,7 @@ def publish(board: Board) -> None:
     copy_evidence(board, OUTPUT.parent)
     best = max((run for row in board.tables[0].rows[:1] for run in row.runs), key=lambda run: run.report["best_value"])
     write_board(moved_to(board, OUTPUT.parent), OUTPUT, look_at=best.folder)
+    (OUTPUT / "leaderboard.md").unlink()  # README.md has it
     write_text(OUTPUT / "README.md", page(board))
     print(page(board))
 
