@@ -212,8 +212,8 @@ def load_run(run_dir: Path) -> Experiment:
         training = TrainingConfig.model_validate(saved["training"])
         dataset = DatasetConfig.model_validate(saved["dataset"])
         root = (run_dir / saved["root"]).resolve()
-        if not (root / saved["zoo"]).is_dir():  # a copy elsewhere in the repository
-            around = run_dir.resolve().parents
+        if not (root / saved["zoo"]).is_dir():  # a copy elsewhere, in the repository or outside it
+            around = [*run_dir.resolve().parents, Path.cwd(), *Path.cwd().parents]
             root = next((folder for folder in around if (folder / saved["zoo"] / "src").is_dir()), root)
         paths = (root / saved["zoo"]).resolve(), root
         return Experiment(str(saved["expid"]), training, dict(saved["model"]), dataset, *paths, source=str(path))

@@ -31,6 +31,10 @@ class TrainingError(CtrbenchError):
     """A run that cannot go on, such as one whose loss is no longer finite."""
 
 
+class ModelCodeError(TrainingError):
+    """An error that a model folder's own code raised, with its place."""
+
+
 class InterruptedRunError(Exception):
     """A run was asked to stop; its checkpoint is written."""
 

@@ -172,10 +172,7 @@ def ledger_problems(
         for run_dir, report in runs
         if sha256_of_file(run_dir / "report.json") not in known
     ]
-    first = runs[0][1]
-    # Other code of the model is another experiment; an entry without that hash may be of any.
-    codes = (None, first.get("model_hash"))
-    same = [e for e in entries if _cell(e) == _cell(first) and e.get("model_hash") in codes]
+    same = [e for e in entries if _cell(e) == _cell(runs[0][1])]
     seeds = {report["seed"] for _, report in runs}
     here = seeds | {report["seed"] for report in others}
     by_sweep: dict[str, set[int]] = {}

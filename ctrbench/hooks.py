@@ -14,7 +14,7 @@ import torch
 from fuxictr.pytorch.models import BaseModel, MultiTaskModel
 from torch import Tensor, nn
 
-from ctrbench.errors import ConfigError, CtrbenchError, InterruptedRunError, TrainingError
+from ctrbench.errors import ConfigError, CtrbenchError, InterruptedRunError, ModelCodeError, TrainingError
 from ctrbench.zoo import place, written_class
 
 STEP_HOOKS = ("train_step", "compute_loss", "regularization_loss")
@@ -160,7 +160,7 @@ def own_code(model: nn.Module, doing: str) -> Iterator[None]:
     """Turn an error in a model's own code into one line that says where.
 
     Raises:
-        TrainingError: with file and line in the model's folder, or in FuxiCTR's models where those cannot use what the
+        ModelCodeError: with file and line in the model's folder, or in FuxiCTR's models where those cannot use what the
             model gives. What comes from elsewhere stays as it is.
     """
     try:
@@ -173,6 +173,6 @@ def own_code(model: nn.Module, doing: str) -> Iterator[None]:
         if spot is None:
             raise
         what = (str(error).strip().splitlines() or [""])[0]
-        raise TrainingError(
+        raise ModelCodeError(
             f"{spot}: {type(model).__name__} fails in {doing}: {type(error).__name__}: {what}"
         ) from error

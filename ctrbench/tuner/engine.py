@@ -108,7 +108,7 @@ class Engine:
                     f"timeout: the {self.sweep.config.timeout:g} s of this sweep are used up: raise it to go on"
                 )
             for slot in self.slots:
-                slot.start()
+                self._start_worker(slot)
             while self._step():
                 pass
         finally:
@@ -287,7 +287,7 @@ class Engine:
         if not self.is_stopping:
             if job is None:
                 slot.check_start(cause)
-            slot.start()
+            self._start_worker(slot)
         if job is None:
             return
         job.deaths += 1
@@ -314,6 +314,13 @@ class Engine:
             self._last_recovery = now
             for number in self.store.recover():
                 self.display.line(f"trial {number + 1}: the process that ran it is gone: it goes on here")
+
+    def _start_worker(self, slot: Slot) -> None:
+        try:
+            slot.start()
+        except OSError:
+            if not self.is_stopping:  # Ctrl-C came while it loaded
+                raise
 
     # The end
 

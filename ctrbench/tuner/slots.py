@@ -82,6 +82,7 @@ class Slot:
                 return
             except (EOFError, OSError):  # the fork server died; the next attempt starts another
                 self.link.close()
+                self.process = self.link = None
                 if attempt == MAX_FAILED_STARTS - 1:
                     raise
             finally:

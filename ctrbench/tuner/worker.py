@@ -25,7 +25,7 @@ import torch
 
 from ctrbench.batches import ResidentData
 from ctrbench.config import Experiment
-from ctrbench.errors import CtrbenchError, InterruptedRunError
+from ctrbench.errors import CtrbenchError, InterruptedRunError, ModelCodeError
 from ctrbench.preprocess import build_dataset
 from ctrbench.run import Session, run
 from ctrbench.tuner.records import SeedResult
@@ -170,7 +170,7 @@ class _Trial:
         except Exception as error:
             how = "out_of_memory" if _is_out_of_memory(error) else "failed"
             if isinstance(error, CtrbenchError):
-                return self._ended(how, str(error))
+                return self._ended(how, str(error), traceback.format_exc() if isinstance(error, ModelCodeError) else "")
             return self._ended(how, f"{type(error).__name__}: {error}".strip(), traceback.format_exc())
 
     def _run(self, experiment: Experiment, position: int) -> dict[str, Any]:

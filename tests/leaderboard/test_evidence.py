@@ -312,27 +312,3 @@ def test_a_sweep_that_chose_the_setting(made: Runs) -> None:
     assert made.problems(3, 4) == [] and made.problems(1, 2, 3, 4) == []
     assert made.problems(1, 3, 4) == ["ledger.jsonl also has seed 2, which is left out here"]
     assert made.problems(1, 2, 3) == ["ledger.jsonl also has seed 4, which is left out here"]
-
-
-def test_other_code_of_a_model_is_another_experiment(tmp_path: Path) -> None:
-    def entry(seed: int, code: str | None, auc: float) -> dict[str, Any]:
-        kept = {"dataset_id": "d", "expid": "X", "settings_hash": "s", "data_hash": "h", "seed": seed}
-        return {**kept, "metrics": {"test": {"AUC": auc}}, "report": f"{seed}{code}{auc}"} | (
-            {"model_hash": code} if code else {}
-        )
-
-    def problems(*entries: dict[str, Any]) -> list[str]:
-        ledger = tmp_path / "ledger.jsonl"
-        ledger.write_text("".join(json.dumps(e) + "\n" for e in entries))
-        run_dir = tmp_path / "run"
-        run_dir.mkdir(exist_ok=True)
-        report = {**entry(1, "new", 0.5), "model_hash": "new"}
-        (run_dir / "report.json").write_text(json.dumps(report))
-        found = ledger_problems([(run_dir, report)], ledger)
-        return [problem for problem in found if "is not in" not in problem]
-
-    assert problems(entry(1, "new", 0.5), entry(1, "old", 0.4), entry(2, "old", 0.4)) == []
-    assert problems(entry(1, "new", 0.5), entry(1, "new", 0.4)) == ["seed 1 was run until it had 2 different results"]
-    assert problems(entry(1, "new", 0.5), entry(2, None, 0.4)) == [
-        "ledger.jsonl also has seed 2, which is left out here"
-    ]

@@ -67,7 +67,7 @@ def test_trials_that_fail_or_die_do_not_harm_the_others(box: Any, tune: Callable
     }
     # An exception: its last line in the table, all of it in a file.
     broken = found["broken"]
-    assert broken.error == "LookupError: broken on purpose"
+    assert broken.error.endswith("Moody fails in epoch 1, batch 1: LookupError: broken on purpose")
     trace = (box.runs / "sweeps" / "sweep" / "errors" / f"{broken.expid}.txt").read_text()
     assert trace.startswith("Traceback (most recent call last):") and "raise LookupError" in trace
     assert (box.runs / "sweeps" / "sweep" / "errors" / f"{found['unheard_of'].expid}.txt").exists()
