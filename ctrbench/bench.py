@@ -38,14 +38,12 @@ class Job:
         experiment: what it runs.
         deaths: of workers while they ran it.
         is_alone: whether it ran out of memory and is tried once more with its device to itself.
-        epoch: that it is in.
     """
 
     cell: Cell
     experiment: Experiment
     deaths: int = 0
     is_alone: bool = False
-    epoch: int = 0
 
     @property
     def name(self) -> str:
@@ -185,14 +183,12 @@ class Bench:
         slot.run(job, Task(id(job), [job.experiment], slot.gpu, "", [command], asks=False, is_fresh=self.is_fresh))
 
     def _handle(self, slot: Slot, message: Any) -> None:
-        from ctrbench.tuner.worker import READY, Ended, Evaluated
+        from ctrbench.tuner.worker import READY, Ended
 
         if message is None:
             self._on_death(slot)
         elif message == READY:
             slot.is_ready, slot.failed_starts = True, 0
-        elif isinstance(message, Evaluated) and slot.job is not None:
-            slot.job.epoch = message.epoch
         elif isinstance(message, Ended):
             self._on_end(slot, message)
 

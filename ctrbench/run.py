@@ -319,11 +319,11 @@ def _num_threads(batch_size: int, feature_map: FeatureMap) -> int:
     # Below this many activations per layer a second thread costs more in hand-over than it computes. The rule looks at
     # nothing but the experiment and the cores, so that a repeated run adds in the same order.
     is_small = batch_size * feature_map.sum_emb_out_dim() < 1 << 17
-    return 1 if is_small else _available_threads()
+    return 1 if is_small else available_threads()
 
 
 @functools.cache
-def _available_threads() -> int:
+def available_threads() -> int:
     """Threads that torch had when the process began: a small run before this one may have set fewer."""
     return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
 

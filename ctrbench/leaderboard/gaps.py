@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 from ctrbench.leaderboard.records import LOSSES, Comparison, Row, Table
+from ctrbench.leaderboard.statistics import p_text
 
 ALPHA = 0.05
 
@@ -55,7 +56,7 @@ def to_markdown(table: Table) -> str:
     lines = ["| source | gap | published | here, 95% interval | p | verdict |", "|---|---|---|---|---|---|"]
     for gap in gaps:
         ours = gap.ours
-        p = "< 0.001" if ours.adjusted_p < 0.001 else f"{ours.adjusted_p:.3f}"
+        p = p_text(ours.adjusted_p)
         here = f"{ours.difference:+.6f} ({ours.low:+.6f} .. {ours.high:+.6f})"
         lines.append(
             f"| {gap.source} | {gap.better} - {gap.worse} | {gap.published:+.4f} | {here} | {p} | {gap.verdict} |"

@@ -92,6 +92,11 @@ def bootstrap_auc(
     return float(low), float(high)
 
 
+def p_text(p: float) -> str:
+    """A p value for people."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _paired_p(differences: NDArray[np.float64]) -> float:
     if np.ptp(differences) == 0:  # no spread to test against
         return 1.0 if differences[0] == 0 else 0.0

@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator
 
 from ctrbench.leaderboard.records import Board, Row, Summary, Table
+from ctrbench.leaderboard.statistics import p_text
 
 CSV_COLUMNS = (
     "dataset_id", "rank", "expid", "model", "seeds", "split", "metric", "mean", "deviation", "low", "high", "valid_mean",
@@ -151,4 +152,4 @@ def _p_value(table: Table, row: Row) -> str:
     pair = table.against_best(row)
     if pair is None:
         return "-"
-    return "< 0.001" if pair.adjusted_p < 0.001 else f"{pair.adjusted_p:.3f}"
+    return p_text(pair.adjusted_p)

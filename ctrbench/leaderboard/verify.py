@@ -28,7 +28,7 @@ from ctrbench.files import sha256_of_file, write_json
 from ctrbench.leaderboard.collect import VERIFICATION
 from ctrbench.leaderboard.rebuild import altered_files
 from ctrbench.leaderboard.statistics import LEVEL, bootstrap_auc
-from ctrbench.run import Session, _available_threads, check_gpu, load_trained, open_batches, run
+from ctrbench.run import Session, available_threads, check_gpu, load_trained, open_batches, run
 
 # Another machine, or another number of threads, adds up in another order.
 TOLERANCE = 1e-6
@@ -171,11 +171,11 @@ def _retrain(run_dir: Path, report: dict[str, Any], gpu: int) -> tuple[dict[str,
         try:
             if isinstance(wanted, int):
                 torch.set_num_threads(wanted)  # the order of sums depends on it
-                _available_threads.cache_clear()
+                available_threads.cache_clear()
             found = run(dataclasses.replace(experiment, training=training), gpu, session=Session(is_quiet=True))
         finally:
             torch.set_num_threads(threads)
-            _available_threads.cache_clear()
+            available_threads.cache_clear()
     return found["metrics"], {"environment": found["environment"]}
 
 
