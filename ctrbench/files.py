@@ -29,11 +29,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         yield partial
-        _sync(partial)
+        sync(partial)
         os.replace(partial, path)
-        _sync(path.parent)
+        sync(path.parent)
     except Exception as error:
         if (failure := write_failure(error)) is None:
             raise
@@ -41,6 +41,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it must not hide the first error
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn what the system says against writing `path` into one clear line; for files that are only passed on.
+
+    Raises:
+        CtrbenchError: the disk is full or the file cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (failure := write_failure(error)) is None:
+            raise
+        raise storage_error(failure, path) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are not there; their names are on disk when this returns."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    if not missing:
+        return
+    missing[0].mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -70,14 +98,19 @@ def write_failure(error: BaseException) -> OSError | None:
 
 def storage_error(error: OSError, path: Path) -> CtrbenchError:
     """Turn an operating system error met while writing `path` into one clear line."""
+    folder = next((p for p in (path.parent, *path.parent.parents) if p.exists()), Path("/"))
+    free = shutil.disk_usage(folder).free / 2**20
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        folder = next((p for p in (path.parent, *path.parent.parents) if p.exists()), Path("/"))
-        free = shutil.disk_usage(folder).free / 2**20
         return CtrbenchError(
             f"{path}: the disk is full ({free:.0f} MiB free in {folder}); nothing was kept of this file: "
             "free some space and run the same command again"
         )
-    return CtrbenchError(f"{path}: cannot be written: {error.strerror or error}")
+    remedies = {
+        errno.EFBIG: f"this file system or process may write no larger file (ulimit -f; {free:.0f} MiB are free)"
+    }
+    remedies |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that may be written to")
+    remedy = remedies.get(error.errno or 0)
+    return CtrbenchError(f"{path}: cannot be written: {error.strerror or error}{f': {remedy}' if remedy else ''}")
 
 
 def shown_path(path: Path) -> str:
@@ -104,7 +137,8 @@ def _sha256(stream: Any) -> str:  # Python 3.10 has no file_digest
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when the content of a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

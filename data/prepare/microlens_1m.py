@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MicroLens_1M_x1 (MMCTR challenge, WWW 2025): check the published files and lay them out in one form.
 
+    ctrbench prepare MicroLens_1M_x1 --raw FOLDER | ARCHIVE.zip
     python data/prepare/microlens_1m.py --raw FOLDER [--output data/raw/MicroLens_1M_x1] [--rebuild-embeddings]
 
 FOLDER holds the challenge's files, at its top or in MicroLens_1M_x1/ below it (the terms are the publisher's):
@@ -27,6 +28,7 @@ What is not known of the published files, and what is done here:
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ctrbench.datasets.archives import copy_members, find
+from ctrbench.datasets.description import Dataset, Job, Outcome, Published
+from ctrbench.datasets.writing import compare_rows
 from ctrbench.errors import CtrbenchError, DataError
 from ctrbench.files import atomic_path
 
@@ -201,6 +206,39 @@ def _find(raw: Path, name: str) -> RawFile:
         if path.is_file():
             return RawFile(path, f"download the file again from {SOURCE}")
     raise DataError(f"{raw / name}: no such file: download it from {SOURCE} and pass its folder as --raw")
+
+
+def _prepare_job(job: Job) -> Outcome:
+    """All of it for `ctrbench prepare`; out of a zip archive the four files are copied first."""
+    names = [f"{name}.parquet" for name in ("train", "valid", "test", "item_info")]
+    wanted = {name: (name,) for name in names}
+    archives = ["MicroLens_1M_x1.zip", "MicroLens_1M_MMCTR.zip"]
+    members = find(job.raw, wanted, f"download it from {SOURCE} and pass its folder as --raw", archives)
+    copies = job.folder / "raw"
+    paths = copy_members(members, copies)
+    summary = prepare(paths["train.parquet"].parent, job.folder)
+    shutil.rmtree(copies, ignore_errors=True)
+    outcome = Outcome({split: f"{split}.parquet" for split in summary.rows}, dict(summary.rows))
+    outcome.files["item_info"], outcome.rows["item_info"] = "item_info.parquet", summary.items
+    compare_rows(job, outcome)
+    outcome.warnings += [w for w in summary.warnings if not w.startswith("not the published sizes")]
+    outcome.notes.append(f"positive labels in train: {summary.positives:.2%} (published: {MMCTR.positives:.0%})")
+    return outcome
+
+
+DATASET = Dataset(
+    dataset_id="MicroLens_1M_x1",
+    prepare=_prepare_job,
+    raw="the challenge's folder with train, valid, test and item_info.parquet, or a zip archive of it",
+    source=SOURCE,
+    terms="the publisher's, see the source",
+    published=Published(
+        {"train": MMCTR.train, "valid": MMCTR.valid, "test": MMCTR.test, "item_info": MMCTR.items},
+    ),
+    split="the challenge's own, published ready-made",
+    account=f"download train, valid, test and item_info.parquet from {SOURCE}",
+    formats=("parquet",),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

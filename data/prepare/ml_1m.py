@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """MovieLens-1M: the GroupLens archive -> train, valid and test files with the seven fields of the published runs.
 
+    ctrbench prepare ML_1M --raw PATH/ml-1m.zip
     python data/prepare/ml_1m.py --raw PATH/ml-1m.zip [--output data/raw/ML_1M] [--seed 2018] [--format csv]
 
-The archive comes from https://grouplens.org/datasets/movielens/1m/ (research use with citation; no redistribution
-without permission, no commercial use). It is read in memory and never unpacked.
+The files are CSV: the leaderboard names the hash of these. The archive comes from
+https://grouplens.org/datasets/movielens/1m/ (research use with citation; no redistribution without permission, no commercial
+use). It is read in memory and never unpacked.
 
 label is 1 for a rating above 3 and 0 below 3; ratings of 3 are dropped: 739,012 rows, 575,281 positive. The rows are
 shuffled and cut at int(0.8 n) and int(0.9 n), which gives the published 591,209 / 73,901 / 73,902. **The seed of the
@@ -26,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ctrbench.datasets.description import Dataset, Job, Outcome, Published, Remote
 from ctrbench.errors import CtrbenchError, DataError
 from ctrbench.files import atomic_path
 
@@ -81,6 +84,11 @@ def prepare(
 
 def read_archive(raw: Path, expected: Archive = ML_1M) -> pl.DataFrame:
     """The labelled rows in the order of ratings.dat: `label` (Int8) and the seven fields (String)."""
+    return read_joined(raw, expected).select("label", *FIELDS)
+
+
+def read_joined(raw: Path, expected: Archive = ML_1M) -> pl.DataFrame:
+    """The same rows with all columns of the archive: also Zip, Timestamp (String) and Year (Int32)."""
     if not raw.is_file():
         raise DataError(f"{raw}: no such file: download ml-1m.zip from {SOURCE} and pass its path as --raw")
     got = hashlib.md5(raw.read_bytes(), usedforsecurity=False).hexdigest()
@@ -92,13 +100,15 @@ def read_archive(raw: Path, expected: Archive = ML_1M) -> pl.DataFrame:
     users = _read_table(raw, "users.dat", ["UserID", "Gender", "Age", "Occupation", "Zip"])
     movies = _read_table(raw, "movies.dat", ["MovieID", "Title", "Genres"])
     ratings = _read_table(raw, "ratings.dat", ["UserID", "MovieID", "Rating", "Timestamp"])
-    movies = movies.with_columns(_release(raw, movies), pl.col("Genres").str.replace_all("|", "^", literal=True))
+    year = _year(raw, movies)
+    movies = movies.with_columns(
+        release(year).alias("Release"), year.alias("Year"), pl.col("Genres").str.replace_all("|", "^", literal=True)
+    )
     rows = (
         ratings.filter(pl.col("Rating") != "3")
         .with_columns(label=(pl.col("Rating").cast(pl.Int8) > 3).cast(pl.Int8))
         .join(users, on="UserID", how="left", maintain_order="left")
         .join(movies, on="MovieID", how="left", maintain_order="left")
-        .select("label", *FIELDS)
     )
     _check_rows(raw, rows, expected)
     return rows
@@ -123,15 +133,19 @@ def _read_table(raw: Path, member: str, columns: list[str]) -> pl.DataFrame:
     return line.str.split_exact("::", len(columns) - 1).struct.rename_fields(columns).struct.unnest()
 
 
-def _release(raw: Path, movies: pl.DataFrame) -> pl.Series:
-    """The period of release: 1919-1929, then decades, the last one with the year 2000."""
+def _year(raw: Path, movies: pl.DataFrame) -> pl.Series:
+    """The year in brackets after the title."""
     year = movies["Title"].str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32)
     if year.null_count():
         title = movies["Title"].filter(year.is_null())[0]
         raise DataError(f"{raw}: ml-1m/movies.dat: Title: expected a year in brackets at the end, got '{title}'")
+    return year
+
+
+def release(year: pl.Series) -> pl.Series:
+    """The period of release: 1919-1929, then decades, the last one with the year 2000."""
     decade = (year // 10 * 10).clip(1920, 1990)
-    period = decade.replace_strict({1920: "1919-1929", 1990: "1990-2000"}, default=decade.cast(pl.String) + "s")
-    return period.rename("Release")
+    return decade.replace_strict({1920: "1919-1929", 1990: "1990-2000"}, default=decade.cast(pl.String) + "s")
 
 
 def _check_rows(raw: Path, rows: pl.DataFrame, expected: Archive) -> None:
@@ -144,6 +158,33 @@ def _check_rows(raw: Path, rows: pl.DataFrame, expected: Archive) -> None:
             f"{raw}: expected {known[0]:,} rows with {known[1]:,} positive labels, got {got[0]:,} with {got[1]:,}: "
             f"download ml-1m.zip again from {SOURCE}"
         )
+
+
+def find_archive(raw: Path) -> Path:
+    """ml-1m.zip itself, or in the folder that --download filled."""
+    return raw / "ml-1m.zip" if raw.is_dir() else raw
+
+
+def _prepare_job(job: Job) -> Outcome:
+    """Both steps for `ctrbench prepare`."""
+    counts = prepare(find_archive(job.raw), job.folder, file_format=job.file_format)
+    files = {split: f"{split}.{job.file_format}" for split in counts}
+    return Outcome(files, counts, positives=ML_1M.positives)
+
+
+DATASET = Dataset(
+    dataset_id="ML_1M",
+    prepare=_prepare_job,
+    raw="ml-1m.zip",
+    source=SOURCE,
+    terms="research use with citation, no redistribution, no commercial use",
+    published=Published(PUBLISHED_ROWS, positives=ML_1M.positives),
+    split="random 8:1:1, seed 2018 of our own; the published seed is unknown",
+    size=5_917_549,
+    remotes=(Remote("https://files.grouplens.org/datasets/movielens/ml-1m.zip", "ml-1m.zip", 5_917_549, ML_1M.md5),),
+    default_format="csv",
+    formats=("csv",),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
