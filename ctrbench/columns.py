@@ -19,6 +19,7 @@ from ctrbench.features import (
     use_features_problems,
 )
 from ctrbench.items import key_column
+from ctrbench.ready_data import is_encoded
 from ctrbench.schema import DatasetConfig, FeatureColumn, LabelColumn, TrainingConfig
 from ctrbench.transforms import parse_preprocess
 from ctrbench.validation import Where
@@ -32,7 +33,7 @@ _DRAFT_LENGTH = 3  # tokens of a sequence of unknown length
 def dataset_problems(dataset: DatasetConfig, where: Where) -> list[str]:
     """Everything in a dataset section that cannot work, one line each; ready H5 files bring their own columns."""
     problems = basic_problems(dataset, where)
-    if dataset.data_format == "h5":
+    if dataset.data_format in ("h5", "npz"):
         return problems
     for split in ("valid", "test"):
         size, data = getattr(dataset, f"{split}_size"), getattr(dataset, f"{split}_data")
@@ -58,15 +59,15 @@ def dataset_problems(dataset: DatasetConfig, where: Where) -> list[str]:
     return problems
 
 
-def basic_problems(dataset: DatasetConfig, where: Where) -> list[str]:
-    """What is missing or given twice in a dataset section, also in one whose data is there to stay."""
+def basic_problems(dataset: DatasetConfig, where: Where, is_ready: bool = False) -> list[str]:
+    """What is missing or given twice in a dataset section, also in one whose data is there to stay or is ready."""
     problems = []
     names = [c.name for c in dataset.feature_cols] + [c.name for c in dataset.label_col]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(f"{where('feature_cols')}: column '{name}' is listed more than once")
     if not dataset.train_data:
         problems.append(f"{where('train_data')}: missing, this key is required")
-    if dataset.data_format != "h5":
+    if not is_ready and dataset.data_format not in ("h5", "npz"):
         for key in ("feature_cols", "label_col"):
             if not getattr(dataset, key):
                 problems.append(f"{where(key)}: missing, this key is required for data_format {dataset.data_format}")
@@ -170,18 +171,18 @@ def draft_feature_map(dataset: DatasetConfig, folder: Path, params: Mapping[str,
     data are those of the data that is built from it, if there is any.
 
     Args:
-        dataset: its section. Ready H5 files have a feature map of their own, which must be there.
+        dataset: its section. Encoded data has a feature map of its own, which must be there.
         folder: of the dataset.
         params: as `load_feature_map`, and the `task`.
 
     Returns:
-        The draft, None for ready H5 data that is not there.
+        The draft, None for encoded data that is not there.
 
     Raises:
         DataError, ConfigError: as `load_feature_map`.
     """
     path = folder / "feature_map.json"
-    if dataset.data_format == "h5":
+    if is_encoded(dataset, folder):
         if not path.is_file():
             return None
         stored = read_feature_map(path)

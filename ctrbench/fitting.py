@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import logging
-import math
+import os
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,40 +16,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ctrbench.counting import Statistics
 from ctrbench.errors import DataError
 from ctrbench.features import FeatureMap
 from ctrbench.files import atomic_path
-from ctrbench.items import history_columns, item_dataset, key_column, split_dataset
+from ctrbench.interning import Interner, TokenIds
+from ctrbench.items import SOURCE, history_columns, item_dataset, key_column, split_dataset
 from ctrbench.rawdata import RawReader
 from ctrbench.schema import DatasetConfig, FeatureColumn
-from ctrbench.splits import SplitPlan, name_files, no_rows
-from ctrbench.vocabulary import Encoder, TokenCounter, Vocabulary, load_pretrained_keys
-
-
-@dataclass
-class Moments:
-    """Count, mean, spread and range of a numeric column that comes block by block."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0  # sum of squared distances from the mean
-    low: float = math.inf
-    high: float = -math.inf
-
-    def add(self, values: np.ndarray) -> None:
-        """Add values (n,), n > 0, by the parallel form of Welford's update (Chan et al. 1979)."""
-        mean, count = float(values.mean()), self.count + len(values)
-        distance = mean - self.mean
-        self.squares += float(((values - mean) ** 2).sum()) + distance**2 * self.count * len(values) / count
-        self.mean += distance * len(values) / count
-        self.count = count
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-
-    def shift_and_scale(self, normalizer: str) -> tuple[float, float]:
-        """(shift, scale) of (x - shift) / scale; a constant column has scale 1."""
-        if normalizer == "StandardScaler":
-            return self.mean, math.sqrt(self.squares / self.count) or 1.0
-        return self.low, (self.high - self.low) or 1.0
+from ctrbench.sources import RawRows
+from ctrbench.spill import Spill
+from ctrbench.splits import name_files
+from ctrbench.vocabulary import Vocabulary, load_pretrained_keys
 
 
 @dataclass
@@ -58,7 +37,8 @@ class Fitted:
     Attributes:
         feature_map: complete.
         vocabularies: by categorical and sequence feature; shared ones are one object.
-        encoders: by categorical, sequence and remapped meta feature; empty for ids that are given.
+        encoders: by categorical, sequence and remapped meta feature of the splits; empty for ids that are given.
+        item_encoders: the same of the item table.
         scalers: (shift, scale) by numeric feature with a normalizer.
         meta_sizes: number of ids by meta feature whose ids are made here.
         histories: meta features that are lists of item ids.
@@ -66,105 +46,42 @@ class Fitted:
 
     feature_map: FeatureMap
     vocabularies: dict[str, Vocabulary] = field(default_factory=dict)
-    encoders: dict[str, Encoder] = field(default_factory=dict)
+    encoders: dict[str, TokenIds] = field(default_factory=dict)
+    item_encoders: dict[str, TokenIds] = field(default_factory=dict)
     scalers: dict[str, tuple[float, float]] = field(default_factory=dict)
     meta_sizes: dict[str, int] = field(default_factory=dict)
     histories: list[str] = field(default_factory=list)
 
 
-def tokens_of(column: FeatureColumn, dtype: pl.DataType) -> pl.Expr:
-    """A sequence column as List(String): text is split, lists are taken as they are."""
-    if isinstance(dtype, pl.List):
-        return pl.col(column.name)
-    if column.splitter is None:  # as str.split(None) does
-        return pl.col(column.name).str.extract_all(r"\S+")
-    return pl.col(column.name).str.split(column.splitter)
-
-
-def _explode(lists: pl.Expr) -> pl.Expr:
-    return lists.filter(lists.list.len() > 0).explode()
-
-
-class Statistics:
-    """One pass over the raw rows: token counts, longest sequences and numeric moments."""
-
-    def __init__(self, columns: list[FeatureColumn], *, ids_given: bool, histories: Collection[str] = ()):
-        fitted = [column for column in columns if not ids_given]
-        self._tokens = [c for c in fitted if c.type in ("categorical", "sequence")]
-        self._meta = [c for c in fitted if c.type == "meta" and c.remap and c.name not in histories]
-        self._lengths = [c for c in columns if (c.type == "embedding" and c.pretrain_dim is None)]
-        self._lengths += [c for c in columns if c.name in histories and c.max_len == 0]
-        self._lengths += [c for c in fitted if c.type == "sequence" and c.max_len == 0]
-        self._numeric = [c for c in fitted if c.type == "numeric" and c.normalizer]
-        self.counters = {c.name: TokenCounter() for c in self._tokens + self._meta}
-        self.lengths = {c.name: 0 for c in self._lengths}
-        self.moments = {c.name: Moments() for c in self._numeric}
-
-    def wanted(self, source: str) -> list[str]:
-        """Columns to read of one source; vocabularies are fitted on train alone, ids of meta columns on all splits."""
-        columns = self._meta
-        if source == "train":
-            columns = [*self._meta, *self._tokens, *self._lengths, *self._numeric]
-        return list(dict.fromkeys(column.name for column in columns))
-
-    def add(self, split: str, frame: pl.DataFrame) -> None:
-        """Count the rows of `frame`."""
-        lazy = frame.lazy()
-        columns = self._meta + (self._tokens if split == "train" else [])
-        queries = []
-        for column in columns:
-            tokens = pl.col(column.name)
-            if column.type == "sequence":
-                tokens = _explode(tokens_of(column, frame.schema[column.name]))
-            queries.append(TokenCounter.query(lazy, tokens))
-        for column, counts in zip(columns, pl.collect_all(queries, engine="streaming"), strict=True):
-            self.counters[column.name].add(counts)
-        if split != "train":
-            return
-        for column in self._lengths:
-            lists = pl.col(column.name)  # of an embedding or a history
-            if column.type == "sequence":
-                lists = tokens_of(column, frame.schema[column.name])
-            longest = frame.select(lists.list.len().max()).item() or 0
-            self.lengths[column.name] = max(self.lengths[column.name], int(longest))
-        for column in self._numeric:
-            self.moments[column.name].add(frame[column.name].cast(pl.Float64).to_numpy())
-
-
 def fit(
     dataset: DatasetConfig,
-    reader: RawReader,
-    plan: SplitPlan,
+    rows: RawRows,
+    spill: Spill,
     folder: Path,
     root: Path,
     item_files: Sequence[Path] = (),
 ) -> Fitted:
     """Fit everything and complete the feature map, exactly as FuxiCTR's FeatureProcessor numbers it.
 
-    Vocabularies and scalers are fitted on the training split alone, those of item features on the item table.
+    Vocabularies and scalers are fitted on the training split alone, those of item features on the item table. Where
+    there is something to fit, the rows that were read for it are kept in `spill`, by source, for encoding.
 
     Raises:
         DataError: the raw data cannot be read or a column keeps no token.
     """
     columns = [column for column in dataset.feature_cols if column.active]
     ids_given = not dataset.rebuild_dataset
-    start, train = time.perf_counter(), plan.sources["train"]
-    histories = history_columns(dataset, reader, train)
+    start, train = time.perf_counter(), rows.plan.sources["train"]
+    histories = history_columns(dataset, rows.reader, train)
     in_splits = [column for column in split_dataset(dataset).feature_cols if column.active]
-    statistics = Statistics(in_splits, ids_given=ids_given, histories=histories)
-    for source, files in plan.sources.items():
-        wanted, first_row = statistics.wanted(source), 0
-        if not wanted:
-            continue
-        for block in reader.blocks(files, wanted):
-            for split, mask in plan.parts(source, block.frame.height, first_row):
-                statistics.add(split, block.frame if mask is None else block.frame.filter(pl.Series(mask)))
-            first_row += block.frame.height
-        if source == "train" and not first_row:
-            raise no_rows(files)
+    statistics = Statistics(in_splits, spill.folder, ids_given=ids_given, histories=histories)
+    with ThreadPoolExecutor(num_cores(), thread_name_prefix="columns") as threads:
+        if statistics.is_needed:
+            for source in rows.plan.sources:
+                _read(rows, source, statistics, spill, threads)
+        in_table, item_statistics = _item_statistics(dataset, item_files, spill, threads)
     fitted = Fitted(FeatureMap(dataset.dataset_id, str(folder)), histories=histories)
     fitted.feature_map.labels = [label.name for label in dataset.label_col]
-    in_table, item_statistics = _item_statistics(dataset, item_files)
     for column in columns:
         if column.name in in_table:
             _fit_column(in_table[column.name], dataset, item_statistics, fitted, name_files(item_files))
@@ -174,20 +91,37 @@ def fit(
     for column in columns:
         if column.pretrained_emb is not None:
             _add_pretrained(column, fitted, folder, root)
-    _finish_sizes(fitted, columns, ids_given)
+    _finish_sizes(fitted, columns)
+    _make_encoders(fitted, columns, statistics.interners, fitted.encoders)
+    _make_encoders(fitted, columns, item_statistics.interners, fitted.item_encoders)
     logging.info("Fit feature map: %d features in %.1f s", len(columns), time.perf_counter() - start)
     return fitted
 
 
-def _item_statistics(dataset: DatasetConfig, files: Sequence[Path]) -> tuple[dict[str, FeatureColumn], Statistics]:
-    """The columns of the item table by name, and their statistics."""
+def _read(rows: RawRows, source: str, statistics: Statistics, spill: Spill, threads: ThreadPoolExecutor) -> None:
+    """Take the statistics of one source and keep its rows in `spill`."""
+    first_row = 0
+    for block in rows.blocks(source):
+        parts = dict(rows.plan.parts(source, block.frame.height, first_row))
+        mask = parts.get("train", False)
+        spill.append(source, statistics.add(block, True if mask is None else mask, threads))
+        first_row += block.frame.height
+
+
+def _item_statistics(
+    dataset: DatasetConfig, files: Sequence[Path], spill: Spill, threads: ThreadPoolExecutor
+) -> tuple[dict[str, FeatureColumn], Statistics]:
+    """The columns of the item table by name, and their statistics; its rows go to `spill`."""
     if key_column(dataset) is None:
-        return {}, Statistics([], ids_given=True)
+        return {}, Statistics([], spill.folder, ids_given=True)
     table, ids_given = item_dataset(dataset), not dataset.rebuild_dataset
-    statistics = Statistics(table.feature_cols, ids_given=ids_given)
-    if wanted := statistics.wanted("train"):
-        for block in RawReader(table, ids_given=ids_given).blocks(files, wanted):
-            statistics.add("train", block.frame)
+    scratch = spill.folder / SOURCE
+    scratch.mkdir()
+    statistics = Statistics(table.feature_cols, scratch, ids_given=ids_given)
+    names = [column.name for column in table.feature_cols]
+    if statistics.is_needed:
+        for block in RawReader(table, ids_given=ids_given).blocks(files, names):
+            spill.append(SOURCE, statistics.add(block, True, threads))
     return {column.name: column for column in table.feature_cols}, statistics
 
 
@@ -216,10 +150,12 @@ def _fit_column(
         features[name] = {"type": "meta"}
         if name in fitted.histories:
             features[name]["max_len"] = max(1, column.max_len or statistics.lengths[name])
-        if name in statistics.counters:
-            counts = statistics.counters[name].counts()
-            vocabulary = Vocabulary.fit(counts, min_count=1, na_value="", remap=True, where=place)
-            fitted.encoders[name] = vocabulary.encoder()
+        elif name in statistics.interners:
+            counts, distinct = statistics.interners[name].counts(1)
+            vocabulary = Vocabulary.fit(
+                counts, min_count=1, na_value="", remap=True, where=place, num_distinct=distinct
+            )
+            fitted.encoders[name] = statistics.interners[name].ids(vocabulary)
             fitted.meta_sizes[name] = vocabulary.size
         return
     spec: dict[str, Any] = {"source": column.source, "type": column.type}
@@ -257,13 +193,16 @@ def _fit_column(
 
 
 def _fit_vocabulary(column: FeatureColumn, dataset: DatasetConfig, statistics: Statistics, place: str) -> Vocabulary:
+    min_count = column.min_categr_count or dataset.min_categr_count
+    counts, distinct = statistics.interners[column.name].counts(min_count)
     return Vocabulary.fit(
-        statistics.counters[column.name].counts(),
-        min_count=column.min_categr_count or dataset.min_categr_count,
+        counts,
+        min_count=min_count,
         # FuxiCTR drops the token of missing values only when fill_na names it; the default of integers, 0, stays.
         na_value="" if column.fill_na is None else str(column.fill_na) if column.type == "sequence" else column.fill_na,
         remap=column.remap,
         where=place,
+        num_distinct=distinct,
     )
 
 
@@ -293,9 +232,8 @@ def _add_pretrained(column: FeatureColumn, fitted: Fitted, folder: Path, root: P
     }
 
 
-def _finish_sizes(fitted: Fitted, columns: list[FeatureColumn], ids_given: bool) -> None:
-    """Sizes and encoders, once sharing and pretrained keys have settled every vocabulary."""
-    encoders: dict[int, Encoder] = {}
+def _finish_sizes(fitted: Fitted, columns: list[FeatureColumn]) -> None:
+    """Sizes, once sharing and pretrained keys have settled every vocabulary."""
     for column in columns:
         vocabulary = fitted.vocabularies.get(column.name)
         if vocabulary is None:
@@ -307,8 +245,24 @@ def _finish_sizes(fitted: Fitted, columns: list[FeatureColumn], ids_given: bool)
             spec["vocab_size"] = vocabulary.size
         if "oov_idx" in spec:
             spec["oov_idx"] = vocabulary.oov
-        if not ids_given:
-            if id(vocabulary) not in encoders:
-                encoders[id(vocabulary)] = vocabulary.encoder()
-            fitted.encoders[column.name] = encoders[id(vocabulary)]
     fitted.feature_map.refresh_counts()
+
+
+def _make_encoders(
+    fitted: Fitted, columns: list[FeatureColumn], interners: Mapping[str, Interner], encoders: dict[str, TokenIds]
+) -> None:
+    """What turns the codes of one table into ids."""
+    for column in columns:
+        if column.name not in interners or column.name in encoders:
+            continue
+        missing: Any = None
+        if column.type == "sequence":
+            missing = "" if column.fill_na is None else str(column.fill_na)
+        elif column.type == "meta":  # a history
+            missing = column.na_value
+        encoders[column.name] = interners[column.name].ids(fitted.vocabularies[column.name], missing)
+
+
+def num_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

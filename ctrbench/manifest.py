@@ -14,6 +14,7 @@ from ctrbench.schema import DatasetConfig
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+CHECKSUM = "checksum"  # of the manifest's other entries
 # Keys of a dataset section that name places or ways of working, not content.
 _NOT_CONTENT = {"data_root", "train_data", "valid_data", "test_data", "item_info", "rebuild_dataset", "split_seed"}
 
@@ -68,14 +69,21 @@ def read(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return manifest if _is_manifest(manifest) else None
+    return manifest if _is_manifest(manifest) and _is_whole(manifest) else None
+
+
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest is what its checksum says; one of an earlier version has none."""
+    content = {key: value for key, value in manifest.items() if key != CHECKSUM}
+    return CHECKSUM not in manifest or manifest[CHECKSUM] == sha256_of_value(content)
 
 
 def _is_manifest(value: Any) -> bool:
     counts, texts = ("outputs", "num_rows"), ("settings_hash", "data_hash")
+    if not isinstance(value, dict) or not isinstance(value.get("hashes", {}), dict):
+        return False
     return (
-        isinstance(value, dict)
-        and {"format_version", "sources", *counts, *texts} <= value.keys()
+        {"format_version", "sources", *counts, *texts} <= value.keys()
         and all(isinstance(value[key], str) for key in texts)
         and all(isinstance(value[key], dict) and all(type(n) is int for n in value[key].values()) for key in counts)
         and isinstance(value["sources"], dict)
@@ -90,20 +98,36 @@ def _is_source(value: Any) -> bool:
 
 
 def write(
-    folder: Path, sources: Sources, settings: str, num_rows: Mapping[str, int], outputs: list[Path]
+    folder: Path,
+    sources: Sources,
+    settings: str,
+    num_rows: Mapping[str, int],
+    outputs: list[Path],
+    dataset_id: str | None = None,
 ) -> dict[str, Any]:
-    """Write manifest.json, the last file of a build."""
+    """Write manifest.json, the last file of a build; `dataset_id` is the folder's name unless it is given."""
     manifest = {
         "format_version": FORMAT_VERSION,
-        "dataset_id": folder.name,
+        "dataset_id": dataset_id or folder.name,
         "data_hash": data_hash(sources, settings),
         "settings_hash": settings,
         "num_rows": dict(num_rows),
         "outputs": {path.name: path.stat().st_size for path in outputs},
+        # H5 files that are written here carry checksums of their own, which are compared when they are read.
+        "hashes": {
+            path.name: sha256_of_file(path)
+            for path in outputs
+            if path.suffix != ".h5" or path.name.startswith("pretrained_")
+        },
         "sources": sources,
     }
-    write_json(folder / NAME, manifest)
+    _write(folder, manifest)
     return manifest
+
+
+def _write(folder: Path, manifest: dict[str, Any]) -> None:
+    content = {key: value for key, value in manifest.items() if key != CHECKSUM}
+    write_json(folder / NAME, {**content, CHECKSUM: sha256_of_value(content)})
 
 
 def remove(folder: Path, names: list[str]) -> None:
@@ -129,6 +153,8 @@ def why_stale(folder: Path, manifest: Mapping[str, Any], settings: str, files: M
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             return f"{name} is missing or incomplete"
+        if (expected := manifest.get("hashes", {}).get(name)) and sha256_of_file(path) != expected:
+            return f"{name} is damaged, its checksum does not match"
     if not files:
         logging.warning("%s: its source files are gone; using the data built from them", folder)
         return None
@@ -140,7 +166,7 @@ def why_stale(folder: Path, manifest: Mapping[str, Any], settings: str, files: M
             return f"the content of {key} has changed"
     if sources != manifest["sources"]:  # touched or moved, same content: note it, so that it is not hashed again
         try:
-            write_json(folder / NAME, {**manifest, "sources": sources})
+            _write(folder, {**manifest, "sources": sources})
         except ValueError:
             logging.info("%s cannot be updated", folder / NAME)
     return None

@@ -23,10 +23,13 @@ from ctrbench.columns import dataset_problems
 from ctrbench.encoding import encode, encode_items
 from ctrbench.errors import ConfigError, DataError
 from ctrbench.features import FeatureMap, load_feature_map
-from ctrbench.files import sha256_of_file, sha256_of_value, storage_error, write_text
+from ctrbench.files import atomic_path, sha256_of_file, sha256_of_value, storage_error
 from ctrbench.fitting import Fitted, fit
 from ctrbench.rawdata import RawReader, resolve_files
+from ctrbench.ready_data import is_encoded, is_read_in_place
 from ctrbench.schema import DatasetConfig
+from ctrbench.sources import RawRows
+from ctrbench.spill import Spill, scratch_folder
 from ctrbench.splits import SPLITS, plan_splits
 from ctrbench.storage import open_split
 from ctrbench.validation import Where
@@ -75,8 +78,12 @@ def build_dataset(
         CtrbenchError: the disk is full or the folder cannot be written. Nothing is left that counts as complete.
     """
     folder = dataset.folder(root)
-    if dataset.data_format == "h5":
-        return _ready_h5(dataset, root, folder)
+    if is_encoded(dataset, folder):
+        if is_read_in_place(dataset, root):
+            return _ready_h5(dataset, root, folder)
+        from ctrbench.foreign import open_encoded  # it needs this module
+
+        return open_encoded(dataset, root, task)
     problems = dataset_problems(dataset, Where(f"dataset_config: {dataset.dataset_id}"))
     # With rebuild_dataset: false a folder built from other settings is the first thing to say.
     if problems and (dataset.rebuild_dataset or manifests.read(folder) is None):
@@ -106,9 +113,9 @@ def build_dataset(
 def expected_hash(
     dataset: DatasetConfig, *, root: Path, task: str | Sequence[str] = "binary_classification"
 ) -> str | None:
-    """The `data_hash` that building from the present sources and settings gives; None for ready H5 or lost sources."""
+    """The `data_hash` that building from the present sources and settings gives; None for encoded data or lost sources."""
     folder = dataset.folder(root)
-    if dataset.data_format == "h5" or not (files := _source_files(dataset, root, folder)):
+    if is_encoded(dataset, folder) or not (files := _source_files(dataset, root, folder)):
         return None
     known = (manifests.read(folder) or {}).get("sources")
     return manifests.data_hash(manifests.describe(files, known), manifests.settings_hash(dataset, task))
@@ -187,20 +194,19 @@ def _build(
         _check_given_ids(dataset, folder)
     start = time.perf_counter()
     manifests.remove(folder, [FEATURE_MAP, FEATURE_VOCAB, items.FILE, *(f"{split}.h5" for split in SPLITS)])
-    for leftover in folder.glob(".*.partial"):
-        leftover.unlink(missing_ok=True)
     # Hashing reads the same files beside the build, in a thread that holds no lock of the interpreter meanwhile.
-    with ThreadPoolExecutor(1, thread_name_prefix="source-hash") as hashing:
+    with ThreadPoolExecutor(1, thread_name_prefix="source-hash") as hashing, scratch_folder(folder) as scratch:
         sources = hashing.submit(manifests.describe, files)
         reader = RawReader(dataset, ids_given=not dataset.rebuild_dataset)
         plan = plan_splits(dataset, reader, {split: files[split] for split in SPLITS if split in files})
         for split, paths in plan.sources.items():
             logging.info("Reading files: %s: %s", split, ", ".join(str(path) for path in paths))
-        item_files = files.get(items.SOURCE, [])
-        fitted = fit(dataset, reader, plan, folder, root, item_files)
-        if item_files:
-            encode_items(dataset, item_files, fitted, folder)
-        num_rows = encode(dataset, reader, plan, fitted, folder, task)
+        rows, item_files = RawRows(dataset, reader, plan, task), files.get(items.SOURCE, [])
+        with Spill(scratch) as spill:
+            fitted = fit(dataset, rows, spill, folder, root, item_files)
+            if item_files:
+                encode_items(dataset, item_files, spill, fitted, folder)
+            num_rows = encode(dataset, rows, spill, fitted, folder)
         described = sources.result()
     if not manifests.unchanged(described):
         raise DataError(f"{folder}: the source files changed while they were read: run again when they are complete")
@@ -209,18 +215,19 @@ def _build(
     outputs = [folder / FEATURE_MAP, folder / FEATURE_VOCAB, *(folder / f"{split}.h5" for split in num_rows)]
     outputs += sorted(folder.glob("pretrained_*")) + ([folder / items.FILE] if item_files else [])
     manifests.write(folder, described, settings, num_rows, outputs)
-    rows = sum(num_rows.values())
-    seconds = time.perf_counter() - start
-    logging.info("Built %s: %d rows in %.1f s (%.0f rows/s)", folder, rows, seconds, rows / seconds)
+    total, seconds = sum(num_rows.values()), time.perf_counter() - start
+    logging.info("Built %s: %d rows in %.1f s (%.0f rows/s)", folder, total, seconds, total / seconds)
 
 
 def _write_vocabulary(path: Path, fitted: Fitted) -> None:
     """feature_vocab.json, one line per feature: indenting millions of tokens would take longer than fitting them."""
     features = fitted.feature_map.features
     named = [n for n, spec in features.items() if spec["type"] != "meta" and n in fitted.vocabularies]
-    vocabularies = {name: fitted.vocabularies[name].to_dict() for name in named}
-    lines = [f"{json.dumps(name)}: {json.dumps(vocabulary)}" for name, vocabulary in vocabularies.items()]
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as stream:
+        for position, name in enumerate(named):
+            stream.write(f"{',' if position else '{'}\n{json.dumps(name)}: ")
+            stream.writelines(fitted.vocabularies[name].json_pieces())
+        stream.write("\n}\n" if named else "{\n\n}\n")
 
 
 def _check_given_ids(dataset: DatasetConfig, folder: Path) -> None:

@@ -231,9 +231,11 @@ def _typed(block: Block, types: Mapping[str, str]) -> pl.DataFrame:
             continue
         if name in types and dtype != _TYPES[types[name]]:
             casts[name] = _cast(pl.col(name), dtype, types[name])
-        elif dtype.is_float():
-            casts[name] = pl.col(name).fill_nan(None)
     after = before.with_columns(**casts)
+    floats = [name for name, dtype in after.schema.items() if dtype.is_float()]
+    # Looking whether there is a NaN costs far less than replacing none.
+    has_nan = after.select(pl.col(floats).is_nan().any()).row(0) if floats else ()
+    after = after.with_columns(pl.col([n for n, is_so in zip(floats, has_nan, strict=True) if is_so]).fill_nan(None))
     for name in casts:
         if name in types and after[name].null_count() > before[name].null_count():
             _refuse_unreadable(block, name, before[name], after[name], _MEANINGS[types[name]])
@@ -244,8 +246,6 @@ def _cast(source: pl.Expr, present: pl.DataType, wanted: str) -> pl.Expr:
     if isinstance(present, pl.Categorical | pl.Enum):
         source, present = source.cast(pl.String), pl.String()
     cast = source.cast(_TYPES[wanted], strict=False)
-    if wanted == "float":
-        return cast.fill_nan(None)
     if wanted == "int" and (present.is_float() or present.is_decimal()):  # 1.5 must not become 1
         return pl.when(cast.cast(present) == source).then(cast)
     return cast

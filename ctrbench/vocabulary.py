@@ -7,6 +7,8 @@ then by code point; numbers by value. A null is an unknown token and encodes as 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +20,9 @@ from ctrbench.errors import DataError
 from ctrbench.storage import smallest_int
 
 PAD, OOV = "__PAD__", "__OOV__"
-_DENSE_SPAN = 1 << 22  # widest range of integer tokens that gets a direct look-up table
-_COUNT = "count"
-_TOKEN = "token"
-
-
-class TokenCounter:
-    """Counts the tokens of a column that comes block by block; memory follows the number of distinct tokens."""
-
-    def __init__(self) -> None:
-        self._pending: list[pl.DataFrame] = []
-        self._num_pending = 0
-        self._num_merged = 0
-
-    @staticmethod
-    def query(frame: pl.LazyFrame, tokens: pl.Expr) -> pl.LazyFrame:
-        """The counts of one block, to be collected and given to `add`; nulls are not counted."""
-        counts = frame.select(tokens.alias(_TOKEN)).drop_nulls().group_by(_TOKEN)
-        return counts.agg(pl.len().cast(pl.Int64).alias(_COUNT))
-
-    def add(self, counts: pl.DataFrame) -> None:
-        """Add the counts of one block."""
-        self._pending.append(counts)
-        self._num_pending += counts.height
-        if self._num_pending > max(2 * self._num_merged, 1 << 18):
-            self._merge()
-
-    def counts(self) -> pl.DataFrame:
-        """Columns `token` and `count`, in no particular order."""
-        self._merge()
-        return self._pending[0]
-
-    def _merge(self) -> None:
-        if len(self._pending) > 1:
-            merged = pl.concat(self._pending).group_by(_TOKEN).agg(pl.col(_COUNT).sum())
-            self._pending = [merged]
-        self._num_merged = self._num_pending = self._pending[0].height
+COUNT, TOKEN = "count", "token"
+_JSON_TOKENS = 1 << 18  # tokens of feature_vocab.json that are made text at once
+_NEEDS_NO_ESCAPE = r"^[ !#-\[\]-~]*$"
 
 
 class Vocabulary:
@@ -76,35 +45,43 @@ class Vocabulary:
         """Largest id + 1: the rows of the embedding table."""
         return max(int(self.ids.max(initial=0)), self.oov) + 1
 
+    @property
+    def id_dtype(self) -> np.dtype[Any]:
+        """The smallest type that holds every id."""
+        return smallest_int(self.size)
+
     @classmethod
-    def fit(cls, counts: pl.DataFrame, *, min_count: int, na_value: Any, remap: bool, where: str) -> Vocabulary:
+    def fit(
+        cls, counts: pl.DataFrame, *, min_count: int, na_value: Any, remap: bool, where: str, num_distinct: int
+    ) -> Vocabulary:
         """Number the tokens of `counts` (columns token, count).
 
         Args:
-            counts: from `TokenCounter.counts`, of the training split.
+            counts: from `Interner.counts`, of the training split.
             min_count: rarer tokens are left out.
             na_value: the token of missing values, left out too.
             remap: False keeps int(token) as the id.
             where: file and column, for error messages.
+            num_distinct: tokens before rare ones were left out, for error messages.
 
         Raises:
             DataError: no token is left, or one collides with a reserved name or (remap False) is no positive integer.
         """
-        is_text = counts.schema[_TOKEN] == pl.String
+        is_text = counts.schema[TOKEN] == pl.String
         if is_text:
-            reserved = counts.filter(pl.col(_TOKEN).is_in([PAD, OOV]))
+            reserved = counts.filter(pl.col(TOKEN).is_in([PAD, OOV]))
             if reserved.height:
-                raise DataError(f"{where} holds the reserved token '{reserved[_TOKEN][0]}': rename it in the data")
-        kept = counts.filter(pl.col(_COUNT) >= min_count)
+                raise DataError(f"{where} holds the reserved token '{reserved[TOKEN][0]}': rename it in the data")
+        kept = counts.filter(pl.col(COUNT) >= min_count)
         if is_text == isinstance(na_value, str):
-            kept = kept.filter(pl.col(_TOKEN) != na_value)
+            kept = kept.filter(pl.col(TOKEN) != na_value)
         if not kept.height:
             raise DataError(
-                f"{where}: none of its {counts.height} distinct tokens occurs min_categr_count={min_count} times "
+                f"{where}: none of its {num_distinct} distinct tokens occurs min_categr_count={min_count} times "
                 "(missing values do not count): lower min_categr_count or set the column active: false"
             )
-        order = kept.sort([_COUNT, _TOKEN], descending=[True, False]) if is_text else kept.sort(_TOKEN)
-        tokens = order[_TOKEN]
+        order = kept.sort([COUNT, TOKEN], descending=[True, False]) if is_text else kept.sort(TOKEN)
+        tokens = order[TOKEN]
         if remap:
             return cls(tokens, np.arange(1, len(tokens) + 1))
         ids = tokens.cast(pl.Int64, strict=False)
@@ -134,62 +111,38 @@ class Vocabulary:
         self.tokens = pl.concat([self.tokens, keys])
         self.ids = np.concatenate([self.ids, np.arange(first, first + len(keys))])
 
-    def encoder(self) -> Encoder:
-        """The frozen mapping; make it once all merging and expanding is done."""
-        return Encoder(self)
-
     def to_dict(self) -> dict[Any, int]:
         """`{token: id}` in the order of ids, reserved tokens included: an entry of feature_vocab.json."""
         pairs = dict(zip(self.tokens.to_list(), self.ids.tolist(), strict=True)) | {PAD: 0, OOV: self.oov}
         return dict(sorted(pairs.items(), key=lambda pair: pair[1]))
 
-
-class Encoder:
-    """Applies a vocabulary to columns. `codes` is a polars expression or array; `ids` turns its values into ids."""
-
-    def __init__(self, vocabulary: Vocabulary):
-        self.dtype = smallest_int(vocabulary.size)
-        # One more entry than tokens: the last code stands for every unknown token.
-        self._ids = np.append(vocabulary.ids, vocabulary.oov).astype(self.dtype)
-        self._unknown = len(vocabulary.tokens)
-        self._enum: pl.Enum | None = None
-        if vocabulary.tokens.dtype == pl.String:
-            self._enum = pl.Enum(vocabulary.tokens)
+    def json_pieces(self) -> Iterator[str]:
+        """The text of `json.dumps(self.to_dict())` in pieces, without Python per token."""
+        if not len(self.tokens) or (self.tokens.dtype == pl.String and self.tokens.is_in([PAD, OOV]).any()):
+            yield json.dumps(self.to_dict())  # pretrained keys may be called so
             return
-        tokens = vocabulary.tokens.to_numpy()
-        order = np.argsort(tokens)
-        self._sorted = tokens[order]
-        self._ids = np.append(self._ids[:-1][order], self._ids[-1])
-        self._dense: np.ndarray | None = None
-        low, high = self._sorted[0], self._sorted[-1]
-        if vocabulary.tokens.dtype == pl.Int64 and int(high) - int(low) < _DENSE_SPAN:
-            self._low = int(low)
-            self._dense = np.full(int(high) - int(low) + 1, self._unknown, np.int64)
-            self._dense[self._sorted - low] = np.arange(len(tokens))
+        ids = np.concatenate([self.ids, [0, self.oov]])
+        order = np.argsort(ids, kind="stable")
+        for start in range(0, len(order), _JSON_TOKENS):
+            chosen = order[start : start + _JSON_TOKENS]
+            reserved = chosen >= len(self.tokens)
+            keys = _json_keys(self.tokens.gather(np.where(reserved, 0, chosen)))
+            names = [f'"{(PAD, OOV)[i - len(self.tokens)]}"' for i in chosen[reserved].tolist()]
+            keys = keys.scatter(np.flatnonzero(reserved), names)
+            pairs = pl.select(keys + ": " + pl.Series(ids[chosen]).cast(pl.String)).to_series()
+            yield ("{" if start == 0 else ", ") + pairs.str.join(", ").item()
+        yield "}"
 
-    def codes(self, tokens: pl.Expr) -> pl.Expr:
-        """Expression for a block's codes, evaluated by polars in parallel over columns."""
-        if self._enum is None:
-            return tokens
-        # Measured on Criteo-like columns: the cast to an Enum is about as fast as a join and six times replace_strict.
-        return tokens.cast(self._enum, strict=False).to_physical().cast(pl.UInt32).fill_null(self._unknown)
 
-    def ids(self, codes: pl.Series) -> np.ndarray:
-        """Ids (n,) of evaluated `codes`, in the smallest type that holds the vocabulary."""
-        if self._enum is not None:
-            return np.asarray(self._ids[codes.to_numpy()])
-        is_null = codes.is_null().to_numpy() if codes.null_count() else None
-        values = (codes.fill_null(0) if is_null is not None else codes).to_numpy()
-        if self._dense is not None:
-            inside = (values >= self._low) & (values - self._low < len(self._dense))
-            positions = np.full(len(values), self._unknown)
-            positions[inside] = self._dense[values[inside] - self._low]
-        else:
-            positions = np.minimum(np.searchsorted(self._sorted, values), self._unknown - 1)
-            positions[self._sorted[positions] != values] = self._unknown
-        if is_null is not None:
-            positions[is_null] = self._unknown
-        return np.asarray(self._ids[positions])
+def _json_keys(tokens: pl.Series) -> pl.Series:
+    """Tokens as JSON object keys, quotation marks included."""
+    if tokens.dtype == pl.Float64:
+        return pl.Series([json.dumps({value: 0})[1:-4] for value in tokens.to_list()], dtype=pl.String)
+    if tokens.dtype != pl.String:
+        return '"' + tokens.cast(pl.String) + '"'
+    odd = (~tokens.str.contains(_NEEDS_NO_ESCAPE)).arg_true()
+    keys = '"' + tokens + '"'
+    return keys.scatter(odd, [json.dumps(token) for token in tokens.gather(odd).to_list()]) if len(odd) else keys
 
 
 def pad_sequences(ids: np.ndarray, lengths: np.ndarray, max_len: int, padding: str) -> np.ndarray:

@@ -28,7 +28,7 @@ from ctrbench.preprocess import build_dataset
 from ctrbench.schema import DatasetConfig
 from ctrbench.storage import open_split
 from ctrbench.transforms import parse_preprocess
-from ctrbench.vocabulary import TokenCounter, pad_sequences
+from ctrbench.vocabulary import pad_sequences
 
 LABEL = {"name": "click", "dtype": "float"}
 ITEM = {"name": "item", "active": True, "dtype": "str", "type": "categorical"}
@@ -406,15 +406,6 @@ def test_chained_sharing_has_one_size(tmp_path: Path) -> None:
     assert feature_map(tmp_path)["total_features"] == 6
 
 
-def test_counter_merges_blocks() -> None:
-    counter = TokenCounter()
-    for _ in range(3):
-        counter.add(TokenCounter.query(pl.LazyFrame({"v": ["a", "b", "a", None]}), pl.col("v")).collect())
-    counter._merge()
-    counter.add(TokenCounter.query(pl.LazyFrame({"v": ["b"]}), pl.col("v")).collect())
-    assert dict(counter.counts().rows()) == {"a": 6, "b": 4}
-
-
 def test_pad_sequences_sides() -> None:
     flat, lengths = np.array([1, 2, 3, 4]), np.array([3, 0, 1])
     assert pad_sequences(flat, lengths, 2, "post").tolist() == [[1, 2], [0, 0], [4, 0]]
@@ -478,7 +469,10 @@ def test_newer_format_is_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     caplog.set_level(logging.INFO)
     write(tmp_path)
     path = build_dataset(section(), root=tmp_path).path / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    whole = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({key: value for key, value in whole.items() if key != "checksum"} | {"format_version": 99})
+    )
     build_dataset(section(), root=tmp_path)
     assert "format version 99" in caplog.text
 
@@ -496,6 +490,7 @@ def test_newer_format_is_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         {"num_rows": {"train": None}},
         {"data_hash": 1},
         {"settings_hash": None},
+        {"hashes": None},
     ],
     ids=repr,
 )
@@ -504,10 +499,32 @@ def test_a_manifest_of_another_shape_is_none(tmp_path: Path, damage: dict[str, A
     built = build_dataset(section(), root=tmp_path)
     path = built.path / "manifest.json"
     whole = json.loads(path.read_text())
+    del whole["checksum"]
     path.write_text(json.dumps(whole | damage))
     assert ctrbench.manifest.read(built.path) is None
     assert build_dataset(section(), root=tmp_path) == built  # built anew
     assert ctrbench.manifest.read(built.path) is not None
+
+
+def test_a_damaged_manifest_is_none(tmp_path: Path) -> None:
+    write(tmp_path)
+    built = build_dataset(section(), root=tmp_path)
+    path = built.path / "manifest.json"
+    path.write_text(path.read_text().replace(f'"data_hash": "{built.data_hash[:2]}', '"data_hash": "zz'))
+    assert ctrbench.manifest.read(built.path) is None
+    assert build_dataset(section(), root=tmp_path) == built
+
+
+def test_a_damaged_vocabulary_is_built_anew_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    write(tmp_path)
+    built = build_dataset(section(), root=tmp_path)
+    path = built.path / "feature_vocab.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b":", b";", 1))
+    build_dataset(section(), root=tmp_path)
+    assert "feature_vocab.json is damaged, its checksum does not match" in caplog.text
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("function", ["fit", "encode", "_write_vocabulary"])
