@@ -15,6 +15,7 @@ from ctrbench.features import FeatureMap, load_feature_map
 from ctrbench.files import atomic_path
 from ctrbench.preprocess import DataFolder, build_dataset
 from ctrbench.rawdata import resolve_files
+from ctrbench.ready_data import is_encoded, shown_format
 from ctrbench.run import load_trained, open_batches
 from ctrbench.submission import write_submission
 from ctrbench.trainer import Trainer
@@ -85,9 +86,9 @@ def _encode(
 ) -> Batches:
     """`data` as the test split of a scratch dataset with the training rows of the run's own."""
     dataset = experiment.dataset
-    if dataset.data_format == "h5":
+    if is_encoded(dataset, dataset.folder(experiment.root)):
         raise ConfigError(
-            f"--data {data}: {dataset.dataset_id} is ready H5 data, with no raw rows to fit the encoding on"
+            f"--data {data}: {dataset.dataset_id} is ready {shown_format(dataset)} data, with no raw rows to fit the encoding on"
         )
     if data.suffix in FORMATS and data.suffix != f".{dataset.data_format}":
         raise ConfigError(f"--data {data}: must be {dataset.data_format}, as the files that the run was trained on")

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ctrbench.errors import ConfigError, did_you_mean
-from ctrbench.yamlfile import load_yaml, shown
+from ctrbench.yamlfile import load_yaml, shown, shown_text
+
+# File systems allow 255; what is added to a name (a number, a hash, `.partial`) needs some of them.
+MAX_NAME_BYTES = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,7 @@ def read_sections(
         check_name(dataset_id, f"{inline_source}: dataset_config.{dataset_id}")
         dataset, dataset_source = inline["dataset_config"][dataset_id], f"{inline_source}: dataset_config.{dataset_id}"
     else:
-        dataset, dataset_source = _dataset_section(config_dir, root, dataset_id)
+        dataset, dataset_source = dataset_section(config_dir, root, dataset_id)
     return Sections(expid, section, origins, source, dataset, dataset_source, root, zoo, problem)
 
 
@@ -116,6 +119,13 @@ def find_root(config_dir: Path, zoo: Path | None = None) -> Path:
     return next((folder for folder in folders if (folder / "src").is_dir()), config_dir.parent)
 
 
+def default_config_dir() -> Path:
+    """config/ of the repository that the working directory lies in, else of the one that this program lies in."""
+    here = Path.cwd()
+    folders = (here, *here.parents, Path(__file__).resolve().parents[1])
+    return next((folder for folder in folders if _is_repository(folder)), here) / "config"
+
+
 def _is_repository(folder: Path) -> bool:
     return (folder / "model_zoo").is_dir() and (folder / "config" / "dataset_config").is_dir()
 
@@ -123,7 +133,36 @@ def _is_repository(folder: Path) -> bool:
 def check_name(name: str, where: str) -> None:
     """Experiments and datasets name folders, which must not lie elsewhere."""
     if not name or name in (".", "..") or set(name) & set("/\\\0"):
-        raise ConfigError(f"{where}: names a folder, so it must not contain '/' or be '.' or '..'")
+        raise ConfigError(f"{shown_text(where)}: names a folder, so it must not contain '/' or be '.' or '..'")
+    if not name.isprintable():
+        raise ConfigError(f"{shown_text(where)}: names a folder, so it must not contain control characters")
+    if len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+        raise ConfigError(
+            f"{shown_text(where)}: names a folder, so it must not be longer than {MAX_NAME_BYTES} bytes, got "
+            f"{len(name.encode(errors='replace'))}"
+        )
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name(name, "")
+    except ConfigError:
+        return False
+    return True
+
+
+def check_path(path: str | Path, where: str) -> None:
+    """A folder that a configuration names must be one that a file system can have.
+
+    Raises:
+        ConfigError: it contains NUL, or a part of it is too long.
+    """
+    if "\0" in str(path):
+        raise ConfigError(f"{where}: names a path, so it must not contain NUL, got {shown(str(path))}")
+    if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in Path(path).parts):
+        raise ConfigError(
+            f"{where}: names a path, so no part of it may be longer than {MAX_NAME_BYTES} bytes, got {shown(str(path))}"
+        )
 
 
 def _model_files(config_dir: Path) -> list[Path]:
@@ -189,7 +228,9 @@ def _inline_section(
 def _find_zoo(config_dir: Path, root: Path, model: Any) -> tuple[Path | None, str]:
     """The model folder, or None and what to say of it."""
     around = config_dir.resolve().parent
-    for folder in (around, root / "model_zoo" / str(model)):
+    # A name, not a path: what lies there is run.
+    named = [root / "model_zoo" / model] if isinstance(model, str) and _is_name(model) else []
+    for folder in (around, *named):
         if (folder / "src" / "__init__.py").is_file():
             return folder, ""
     folders = sorted(p.name for p in (root / "model_zoo").glob("*") if (p / "src").is_dir())
@@ -199,7 +240,7 @@ def _find_zoo(config_dir: Path, root: Path, model: Any) -> tuple[Path | None, st
     return None, f"no model folder, got {shown(model)}{did_you_mean(model, folders)}; {known}"
 
 
-def _dataset_section(config_dir: Path, root: Path, dataset_id: Any) -> tuple[dict[str, Any] | None, str]:
+def dataset_section(config_dir: Path, root: Path, dataset_id: Any) -> tuple[dict[str, Any] | None, str]:
     """A dataset's section and its file, or None and what to say of it."""
     if not isinstance(dataset_id, str):
         return None, ""  # reported with the other training keys

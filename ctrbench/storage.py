@@ -98,6 +98,8 @@ class SplitWriter:
         partial = self._stack.enter_context(atomic_path(path))
         try:
             self._file = h5py.File(partial, "w", libver="latest")
+        except (OSError, RuntimeError) as error:
+            raise self._discard(error) from error
         except BaseException as error:
             self._discard(error)
             raise
@@ -209,9 +211,21 @@ class SplitFile:
         except _H5_ERRORS as error:
             raise _damaged(self.path, f"column '{name}' cannot be read ({error})") from error
 
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The stored type of a column."""
+        stored: np.dtype[Any] = self._file[name].dtype
+        return stored
+
     def checksums(self) -> dict[str, int] | None:
-        """CRC-32 by column as stored, or None for a file that carries none (FuxiCTR 2.0)."""
-        if any("crc32" not in self._file[name].attrs for name in self.columns):
+        """CRC-32 by column as stored, or None for a file that carries none (FuxiCTR 2.0).
+
+        Raises:
+            DataError: a file that was written here has lost one.
+        """
+        missing = [name for name in self.columns if "crc32" not in self._file[name].attrs]
+        if missing and "format_version" in self._file.attrs:
+            raise _damaged(self.path, f"column '{missing[0]}' has lost its checksum")
+        if missing:
             return None
         return {name: int(self._file[name].attrs["crc32"]) for name in self.columns}
 

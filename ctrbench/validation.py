@@ -15,6 +15,7 @@ import pydantic
 
 from ctrbench import manifest as manifests
 from ctrbench.errors import ConfigError, did_you_mean
+from ctrbench.ready_data import is_encoded
 from ctrbench.schema import DatasetConfig, FeatureColumn, LabelColumn, TrainingConfig, expand_columns
 from ctrbench.yamlfile import shown
 
@@ -366,8 +367,8 @@ def missing_data(dataset: DatasetConfig, root: Path) -> dict[str, str]:
         return {}
     paths = {key: getattr(dataset, key) for key in ("train_data", "valid_data", "test_data", "item_info")}
     bases, suffixes = [root], [""]
-    if dataset.data_format == "h5":  # H5 files may be named as they lie in the dataset's folder, without their suffix
-        bases, suffixes = [root, dataset.folder(root)], ["", ".h5"]
+    if is_encoded(dataset, dataset.folder(root)):  # its files may be named as they lie there, without their suffix
+        bases, suffixes = [root, dataset.folder(root)], ["", f".{dataset.data_format}"]
     return {
         key: path
         for key, path in paths.items()
@@ -377,4 +378,7 @@ def missing_data(dataset: DatasetConfig, root: Path) -> dict[str, str]:
 
 def _exists(root: Path, pattern: str) -> bool:
     path = root / pattern
-    return path.exists() or any(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    try:
+        return path.exists() or any(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    except (ValueError, OSError, NotImplementedError, IndexError, RecursionError):  # a pattern or a name that cannot be
+        return False

@@ -14,6 +14,8 @@ from ctrbench.errors import ConfigError
 # Keys that are names although YAML 1.1 reads them as something else, such as an expid 001 or a section called on.
 _NAMES = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "timestamp"))
 _MERGE = "tag:yaml.org,2002:merge"
+# Values of a file with its aliases unfolded: a few lines can stand for more than fits memory.
+MAX_VALUES = 1_000_000
 _SHOWN = 100  # characters of a value in a message
 
 
@@ -86,7 +88,12 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigError: one line with the source, the line number and what is wrong.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # derives from SafeLoader
+        value = yaml.load(text, Loader=_Loader)  # derives from SafeLoader
+        if _size(value, {}) > MAX_VALUES:
+            raise ConfigError(
+                f"{source}: its aliases (*name) unfold to more than {MAX_VALUES:,} values: write out what is meant"
+            )
+        return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
@@ -94,10 +101,22 @@ def parse_yaml(text: str, source: str) -> Any:
         if problem.startswith("but "):  # the second half of a sentence
             problem = f"{error.context}, {problem}"
         raise ConfigError(f"{source}: {line}{problem}") from error
+    except ConfigError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from error
     except (AttributeError, KeyError) as error:  # PyYAML's own for `!!bool maybe`
         raise ConfigError(f"{source}: not valid YAML: a value does not fit its tag") from error
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """Values in a tree, those that aliases repeat counted each time; infinite for one that contains itself."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = float("inf")  # while its parts are counted
+        known[id(value)] = 1 + sum(_size(v, known) for v in (value.values() if isinstance(value, dict) else value))
+    return known[id(value)]
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -124,6 +143,12 @@ def shown(value: object) -> str:
     """A value as messages echo it after "got": its repr, cut where it is too long to help."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]} ..."
+
+
+def shown_text(text: str) -> str:
+    """A text as messages begin with it: control characters escaped, cut where it is too long to help."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= 2 * _SHOWN else f"{text[: 2 * _SHOWN - 4]} ..."
 
 
 def dump_yaml(value: Any) -> str:

@@ -13,8 +13,10 @@ import numpy as np
 
 from ctrbench.config import Experiment
 from ctrbench.files import sha256_of_file, shown_path
+from ctrbench.foreign import COPY, open_encoded
 from ctrbench.manifest import read as read_manifest
 from ctrbench.preprocess import build_dataset, expected_hash
+from ctrbench.ready_data import is_encoded, is_read_in_place
 
 # What was found, by folder and data_hash: the runs of a leaderboard share their data.
 _found: dict[tuple[Path, str], list[str]] = {}
@@ -30,6 +32,8 @@ def altered_files(experiment: Experiment) -> list[str]:
     """
     dataset, root, task = experiment.dataset, experiment.root, experiment.training.task
     folder = dataset.folder(root)
+    if is_encoded(dataset, folder) and not is_read_in_place(dataset, root):
+        return _altered_copies(experiment, folder)
     manifest = read_manifest(folder)
     if manifest is None or expected_hash(dataset, root=root, task=task) != manifest["data_hash"]:
         return []
@@ -45,6 +49,20 @@ def altered_files(experiment: Experiment) -> list[str]:
                 for name in names
                 if not _is_equal(folder / name, again / name)
             ]
+    return _found[key]
+
+
+def _altered_copies(experiment: Experiment, folder: Path) -> list[str]:
+    """As `altered_files`, of the typed copies of FuxiCTR's files."""
+    dataset, root, task = experiment.dataset, experiment.root, experiment.training.task
+    data = open_encoded(dataset, root, task)
+    key = folder.resolve(), data.data_hash
+    if key not in _found:
+        with tempfile.TemporaryDirectory(prefix="ctrbench-") as scratch:
+            again = open_encoded(dataset, root, task, Path(scratch)).splits
+            altered = [path for split, path in data.splits.items() if not _is_equal(path, again[split])]
+        remedy = f"delete {shown_path(folder / COPY)}, it is made again"
+        _found[key] = [f"{shown_path(path)} is not what {shown_path(folder)} holds: {remedy}" for path in altered]
     return _found[key]
 
 
