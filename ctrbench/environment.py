@@ -42,7 +42,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 def describe_environment(root: Path, device: torch.device) -> dict[str, Any]:
     """Versions, device, threads and the git commit of `root`."""
     packages = ("torch", "fuxictr", "numpy", "polars", "h5py")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "ctrbench": ctrbench.__version__,
         "python": platform.python_version(),
@@ -54,7 +54,8 @@ def describe_environment(root: Path, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """The processor's name, or its architecture where the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

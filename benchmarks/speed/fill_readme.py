@@ -12,15 +12,25 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("train", "build_dataset", "qin", "tuner")
+# The results that have a table, and the modules that make it.
+PARTS = {
+    "compare": "compare_tables",
+    "cuda": "compare_tables",
+    "build_dataset": "build_dataset",
+    "seeds": "seeds",
+    "build_scale": "build_scale",
+    "tuner": "tuner",
+}
 
 
 def tables() -> dict[str, str]:
-    """The Markdown of every result, by the name of its script."""
+    """The Markdown of every result that is there, by its name."""
     sys.path.insert(0, str(HERE))
+    files = {part: HERE / "results" / f"{part}.json" for part in PARTS}
     return {
-        part: importlib.import_module(part).to_markdown(json.loads((HERE / "results" / f"{part}.json").read_text()))
-        for part in PARTS
+        part: importlib.import_module(PARTS[part]).to_markdown(json.loads(file.read_text()))
+        for part, file in files.items()
+        if file.exists()
     }
 
 

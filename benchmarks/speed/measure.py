@@ -31,7 +31,13 @@ def use_cores(count: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def run_worker(script: Path, settings: dict[str, Any], threads: int, timeout: float = 300) -> dict[str, Any]:
+def run_worker(
+    script: Path,
+    settings: dict[str, Any],
+    threads: int,
+    timeout: float = 300,
+    sample_seconds: float = SAMPLE_SECONDS,
+) -> dict[str, Any]:
     """Run `script --worker` in a fresh process.
 
     Args:
@@ -39,10 +45,10 @@ def run_worker(script: Path, settings: dict[str, Any], threads: int, timeout: fl
         settings: what the worker reads, JSON-serialisable.
         threads: OMP_NUM_THREADS of the worker.
         timeout: seconds after which the worker is killed.
+        sample_seconds: how often its memory is looked at; of a large process each look takes milliseconds.
 
     Returns:
-        What the worker measured, and `peak_mib`, the peak memory of its process tree (proportional set size), sampled
-        ten times a second.
+        What the worker measured, and `peak_mib`, the peak memory of its process tree (proportional set size).
 
     Raises:
         RuntimeError: the worker failed or took too long; with the end of its output.
@@ -63,7 +69,7 @@ def run_worker(script: Path, settings: dict[str, Any], threads: int, timeout: fl
                     process.kill()
                     process.wait()
                 peak = max(peak, tree_mib(process.pid))
-                time.sleep(SAMPLE_SECONDS)
+                time.sleep(sample_seconds)
         if process.returncode:
             raise RuntimeError(f"{script.name} {settings}: status {process.returncode}\n{log.read_text()[-3000:]}")
         measured: dict[str, Any] = json.loads(_answer(file).read_text())
@@ -115,8 +121,15 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: version for name in packages if (version := _version(name))},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:
