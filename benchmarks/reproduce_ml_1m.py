@@ -97,7 +97,7 @@ def page(board: Board) -> str:
         "## Published gaps",
         "",
         "The best model of each publication against the others of the same table, here with the same seeds and split (paired",
-        "t test, Holm's correction over all pairs):",
+        "t test, Holm's correction over these gaps):",
         "",
         gaps.to_markdown(table),
         "",

@@ -64,6 +64,12 @@ def test_the_gaps_of_each_source() -> None:
         assert gap.ours.first == gap.better and gap.ours.second == gap.worse
         assert (gap.ours.low, gap.ours.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
         assert gap.ours.p == pytest.approx(test.pvalue, abs=1e-12)
+    # Holm's correction over the four pairs that are asked, one of them by two sources.
+    by_pair = sorted({(gap.ours.p, gap.worse) for gap in found})
+    highest = 0.0
+    for rank, (p, worse) in enumerate(by_pair):
+        highest = max(highest, min(1.0, (4 - rank) * p))
+        assert [gap.ours.adjusted_p for gap in found if gap.worse == worse][0] == pytest.approx(highest, abs=1e-12)
 
 
 def test_rows_in_another_order_give_the_same() -> None:
