@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -176,9 +176,7 @@ class Batches:
         return {name: self._view(name, ids, reals) for name in self._layout}
 
     def _order(self, epoch: int) -> Tensor:
-        # Drawn on the CPU, so that a seed means the same order on every device.
-        generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-        return torch.randperm(self.num_rows, generator=generator).to(self._ids.device)
+        return torch.randperm(self.num_rows, generator=epoch_generator(self.seed, epoch)).to(self._ids.device)
 
     def _view(self, name: str, ids: Tensor, reals: Tensor) -> Tensor:
         is_real, first, width = self._layout[name]
@@ -230,9 +228,18 @@ def load_items(path: Path, feature_map: FeatureMap, device: torch.device | str) 
 
 
 def _common_id_type(columns: dict[str, Tensor]) -> torch.dtype:
+    return id_type(int(x.abs().max()) for x in columns.values() if x.dtype == torch.int64 and x.numel())
+
+
+def id_type(largest: Iterable[int]) -> torch.dtype:
+    """The type of all ids of a split, from the largest absolute value of each column that may need 64 bits."""
     # 32 bits hold every vocabulary that fits memory; a raw meta id may need more.
-    wide = any(x.dtype == torch.int64 and x.numel() and x.abs().max() >= 2**31 for x in columns.values())
-    return torch.int64 if wide else torch.int32
+    return torch.int64 if any(value >= 2**31 for value in largest) else torch.int32
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """What an epoch's order is drawn with: on the CPU, so that a seed means the same order on every device."""
+    return torch.Generator().manual_seed((seed << 20) + epoch)
 
 
 def _torch_ready(values: np.ndarray) -> np.ndarray:
@@ -240,6 +247,17 @@ def _torch_ready(values: np.ndarray) -> np.ndarray:
     if values.dtype in (np.uint16, np.uint32):
         return values.astype(np.int32 if values.dtype == np.uint16 else np.int64)
     return values.astype(np.float32) if values.dtype == np.float64 else values
+
+
+def fits(path: Path, feature_map: FeatureMap, device: torch.device | str, labels_required: bool = True) -> bool:
+    """Whether a split has room on the device, by its shape; an unreadable file is left to whoever reads it."""
+    with open_split(path, feature_map, labels_required=labels_required, verify=False) as split:
+        names = [name for name in split.columns if name in feature_map.features or name in feature_map.labels]
+        try:
+            _check_fits(split, names, feature_map, device)
+        except DataError:
+            return False
+    return True
 
 
 def _check_fits(split: SplitFile, names: list[str], feature_map: FeatureMap, device: torch.device | str) -> None:
@@ -250,7 +268,7 @@ def _check_fits(split: SplitFile, names: list[str], feature_map: FeatureMap, dev
     if free and needed > free:
         raise DataError(
             f"{split.path}: its {split.num_rows} rows need {needed / 2**30:.1f} GiB on {device}, which has "
-            f"{free / 2**30:.1f} GiB free: use fewer columns (use_features) or a larger machine"
+            f"{free / 2**30:.1f} GiB free: set device_cache: stream, or use fewer columns (use_features)"
         )
 
 

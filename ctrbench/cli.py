@@ -2,7 +2,7 @@
 """The console entry points: `ctrbench run|check|evaluate|predict|interpret|tune|bench|leaderboard|verify` and the scripts that are
 called as FuxiCTR's: run_expid.py of every model folder, benchmarks/run_param_tuner.py.
 
-Bad input ends with one line per problem and exit status 2; an interrupted run with 130.
+Bad input ends with one line per problem and exit status 2; a run that Ctrl-C or SIGTERM stopped with 130 or 143.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ctrbench import __version__
-from ctrbench.errors import CtrbenchError, TrainingError
+from ctrbench.commands import datasets, estimate, export, inspect, prepare
+from ctrbench.errors import CtrbenchError, InterruptedRunError, TrainingError
+from ctrbench.signals import StopRequest, TerminatedError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     run = commands.add_parser("run", help="train, validate and test one experiment")
     _add_experiment_arguments(run, expid_default=None)
+    run.add_argument("--seeds", type=int, nargs="+", help="run the experiment with all of these seeds at once")
+    run.add_argument(
+        "--together",
+        choices=("auto", "stack", "processes"),
+        default="auto",
+        help="how --seeds are run at once: in one process with stacked parameters (auto: on a GPU, and tiny models), or in "
+        "a process for each core",
+    )
     run.set_defaults(action=_run)
 
     check = commands.add_parser("check", help="validate configurations without running them")
@@ -87,6 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     verify.add_argument("--gpu", type=int, default=-1, help="GPU index; -1 is the CPU")
     verify.add_argument("--retrain", action="store_true", help="train anew instead of taking the stored weights")
     verify.set_defaults(action=_verify)
+    datasets.add(commands)
+    prepare.add(commands)
+    estimate.add(commands)
+    export.add(commands)
+    inspect.add(commands)
     arguments = parser.parse_args(argv)
     return _guard(lambda: arguments.action(arguments))
 
@@ -117,6 +132,9 @@ def _add_experiment_arguments(parser: argparse.ArgumentParser, expid_default: st
         help="override a configured value; repeat it for more of them",
     )
     parser.add_argument("--fresh", action="store_true", help="do not continue an unfinished run")
+    parser.add_argument(
+        "--profile", action="store_true", help="write profile.md and trace.json: where a step's time goes"
+    )
     if expid_default is None:
         parser.add_argument("--zoo", type=Path, help="model folder; default: found by the experiment's name")
 
@@ -176,6 +194,9 @@ def _guard(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: the same command continues from the last checkpoint, if there is one", file=sys.stderr)
         return 130
+    except TerminatedError:
+        print("terminated: the same command continues from the last checkpoint, if there is one", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -227,13 +248,49 @@ def _run(arguments: argparse.Namespace) -> int:
     config_dir, zoo, expids = _locate(arguments)
     if len(expids) != 1 or not arguments.expid:
         raise ConfigError(f"--expid is needed; {config_dir} has {', '.join(expids)}")
+    if getattr(arguments, "seeds", None):
+        return _run_seeds(arguments, config_dir, zoo)
     experiment = load_experiment(config_dir, arguments.expid, zoo, arguments.overrides, arguments.seed)
-    from ctrbench.run import run
+    from ctrbench.run import Session, run
 
-    report = run(experiment, arguments.gpu, arguments.fresh, shlex.join(["python", *sys.argv]))
+    command = shlex.join(["python", *sys.argv])
+    with StopRequest() as stop:
+        try:
+            session = Session(should_stop=stop)
+            report = run(experiment, arguments.gpu, arguments.fresh, command, session, arguments.profile)
+        except InterruptedRunError as error:
+            print(error, file=sys.stderr)
+            return stop.status
     for split, values in report["metrics"].items():
         print(f"{split:5} " + "  ".join(f"{name} {value:.6f}" for name, value in values.items()))
     print(f"everything about this run: {experiment.run_dir}")
+    return 0
+
+
+def _run_seeds(arguments: argparse.Namespace, config_dir: Path, zoo: Path | None) -> int:
+    from ctrbench.config import load_experiment
+    from ctrbench.errors import ConfigError
+    from ctrbench.seeds import run_seeds
+
+    if arguments.seed is not None or arguments.profile:
+        raise ConfigError("--seeds: several runs at once, so neither --seed nor --profile goes with it")
+    experiments = [
+        load_experiment(config_dir, arguments.expid, zoo, arguments.overrides, seed) for seed in arguments.seeds
+    ]
+    command = shlex.join(["python", *sys.argv])
+    results = run_seeds(experiments, arguments.gpu, arguments.fresh, command, arguments.together)
+    for seed, result in zip(arguments.seeds, results, strict=True):
+        if isinstance(result, dict):
+            for split, values in result["metrics"].items():
+                shown = "  ".join(f"{name} {value:.6f}" for name, value in values.items())
+                print(f"seed {seed}: {split:5} {shown}")
+    print(f"everything about these runs: {experiments[0].run_dir.parent}")
+    failures = [(seed, result) for seed, result in zip(arguments.seeds, results, strict=True)
+                if isinstance(result, BaseException)]  # fmt: skip
+    if failures:
+        if not all(isinstance(error, CtrbenchError) for _, error in failures):
+            raise next(error for _, error in failures if not isinstance(error, CtrbenchError))
+        raise TrainingError("\nerror: ".join(f"seed {seed}: {error}" for seed, error in failures))
     return 0
 
 

@@ -14,6 +14,7 @@ from ctrbench import manifest as manifests
 from ctrbench.columns import basic_problems, check_together, dataset_problems
 from ctrbench.errors import ConfigError
 from ctrbench.files import sha256_of_value
+from ctrbench.ready_data import is_encoded
 from ctrbench.schema import (
     INSTEAD_OF,
     LOADER_KEYS,
@@ -24,7 +25,15 @@ from ctrbench.schema import (
     DatasetConfig,
     TrainingConfig,
 )
-from ctrbench.sections import Sections, read_sections
+from ctrbench.sections import (
+    Sections,
+    check_name,
+    check_path,
+    dataset_section,
+    default_config_dir,
+    find_root,
+    read_sections,
+)
 from ctrbench.validation import (
     Where,
     check_model_params,
@@ -36,6 +45,8 @@ from ctrbench.validation import (
 from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml, shown
 
 # Settings that do not change a result: where it is written and how much is said on the way.
+# Keys that came later. At their defaults they are not hashed, so that earlier runs keep their hashes.
+LATER_KEYS = ("device_cache", "shuffle_buffer", "speed", "precision", "compile", "cuda_graph")
 NO_EFFECT = frozenset({"model_root", "verbose", "checkpoint_every"})
 # Settings of a dataset that are paths.
 PATHS = ("data_root", "train_data", "valid_data", "test_data", "item_info")
@@ -82,6 +93,9 @@ class Experiment:
 
     def _hash(self, left_out: frozenset[str]) -> str:
         training = {k: v for k, v in self.training.model_dump().items() if k not in left_out}
+        for key in LATER_KEYS:
+            if training[key] == TrainingConfig.model_fields[key].default:
+                del training[key]
         dataset = self.dataset.model_dump(exclude={"data_root"})
         # A dump does not tell `feature_encoder: null` from no feature_encoder, which for a sequence means the average.
         dataset["encoders"] = [column.encoder for column in self.dataset.feature_cols]
@@ -183,6 +197,7 @@ def make_experiment(
         problems += found
     settings = valid_part(training_keys)
     problems += check_values(settings, where)
+    problems += _path_problems({"model_root": settings.model_root}, where)
     dataset, dataset_unread = _make_dataset(
         sections, section.get("dataset_id"), dataset_keys, override_source, where, problems, is_data_required
     )
@@ -198,6 +213,34 @@ def make_experiment(
     return Experiment(expid, training, model_params, dataset, zoo.resolve(), root, where.default)
 
 
+def load_dataset(dataset_id: str, config_dir: Path | None = None) -> tuple[DatasetConfig, Path]:
+    """The section of a dataset, and the folder that its paths are meant from.
+
+    Args:
+        dataset_id: its name.
+        config_dir: folder of dataset_config.yaml (or dataset_config/*.yaml); by default config/ of the repository that
+            the working directory lies in.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    config_dir = config_dir or default_config_dir()
+    root = find_root(config_dir)
+    section, source = dataset_section(config_dir, root, dataset_id)
+    if section is None:
+        raise ConfigError(source)
+    where = Where(source)
+    sections = Sections("", {}, {}, source, section, source, root, None)
+    problems: list[str] = []
+    dataset, unread = _make_dataset(sections, dataset_id, {}, None, where, problems, is_data_required=False)
+    if problems:
+        raise ConfigError(problems)
+    assert dataset is not None
+    if unread:
+        logger.warning("Keys that nothing reads, accepted for FuxiCTR's sake: %s", ", ".join(unread))
+    return dataset, root
+
+
 def load_run(run_dir: Path) -> Experiment:
     """The experiment of a run directory, from its config.yaml.
 
@@ -211,13 +254,17 @@ def load_run(run_dir: Path) -> Experiment:
     try:
         training = TrainingConfig.model_validate(saved["training"])
         dataset = DatasetConfig.model_validate(saved["dataset"])
+        for key, name in (("expid", str(saved["expid"])), ("dataset.dataset_id", dataset.dataset_id)):
+            check_name(name, f"{path}: {key}: {name}")
         root = (run_dir / saved["root"]).resolve()
         if not (root / saved["zoo"]).is_dir():  # a copy elsewhere, in the repository or outside it
             around = [*run_dir.resolve().parents, Path.cwd(), *Path.cwd().parents]
             root = next((folder for folder in around if (folder / saved["zoo"] / "src").is_dir()), root)
         paths = (root / saved["zoo"]).resolve(), root
         return Experiment(str(saved["expid"]), training, dict(saved["model"]), dataset, *paths, source=str(path))
-    except (KeyError, TypeError, ValueError) as error:
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise ConfigError(f"{path}: damaged: {str(error).splitlines()[0]}: run the experiment again") from error
 
 
@@ -266,15 +313,31 @@ def _make_dataset(
         problems.append(f"{here(key)}: {REFUSED_DATASET_KEYS[key]}, got {shown(section.pop(key))}")
     dataset = validate(DatasetConfig, {**section, "dataset_id": dataset_id}, here, problems)
     if dataset is not None:
+        if bad := _path_problems({key: getattr(dataset, key) for key in PATHS}, here):
+            problems += bad
+            return None, unread
         # Data that must not be rebuilt may have come from settings that would not do to build it.
         is_kept = not dataset.rebuild_dataset and manifests.read(dataset.folder(root)) is not None
-        problems += (basic_problems if is_kept else dataset_problems)(dataset, here)
+        if is_encoded(dataset, dataset.folder(root)):  # it brings its own columns
+            problems += basic_problems(dataset, here, is_ready=True)
+        else:
+            problems += (basic_problems if is_kept else dataset_problems)(dataset, here)
         if is_data_required:
             problems += [
                 f"{here(key)}: no such file, got '{path}' (looked in {root}); data/README.md says how to get it"
                 for key, path in missing_data(dataset, root).items()
             ]
     return dataset, unread
+
+
+def _path_problems(paths: Mapping[str, Any], where: Where) -> list[str]:
+    problems: list[str] = []
+    for key, path in paths.items():
+        try:
+            check_path(path or "", where(key))
+        except ConfigError as error:
+            problems += error.problems
+    return problems
 
 
 def _drop_unread(section: dict[str, Any]) -> list[str]:

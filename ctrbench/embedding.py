@@ -161,16 +161,32 @@ class _GatherRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, table: Tensor, rows: Tensor) -> Tensor:
+    def forward(table: Tensor, rows: Tensor) -> Tensor:  # type: ignore[override]
+        return functional.embedding(rows, table)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        table, rows = inputs
         context.save_for_backward(rows)
         context.shape = table.shape
-        return functional.embedding(rows, table)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (rows,) = context.saved_tensors
         scattered = gradient.new_zeros(context.shape)
         return scattered.index_add_(0, rows.flatten(), gradient.reshape(-1, context.shape[1])), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], table: Tensor, rows: Tensor) -> tuple[Tensor, int]:
+        """S stacked tables (S, V, D) are looked up as one of S*V rows, see `ctrbench.stacked`: (S, ..., D)."""
+        if in_dims[1] is not None:
+            rows = rows.movedim(in_dims[1], 0)
+        if in_dims[0] is not None:
+            table = table.movedim(in_dims[0], 0)
+            first = torch.arange(info.batch_size, device=rows.device).mul_(table.shape[1])
+            rows = rows + first.view(-1, *[1] * (rows.dim() - (in_dims[1] is not None)))
+            table = table.flatten(0, 1)
+        return _GatherRows.apply(table, rows), 0
 
 
 def _gather_rows(table: Tensor, rows: Tensor) -> Tensor:

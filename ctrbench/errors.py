@@ -36,7 +36,7 @@ class ModelCodeError(TrainingError):
 
 
 class InterruptedRunError(Exception):
-    """A run was asked to stop; its checkpoint is written."""
+    """A run was asked to stop; the message says where it will go on."""
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:

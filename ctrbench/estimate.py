@@ -15,21 +15,24 @@ from fuxictr.pytorch.torch_utils import get_device, seed_everything
 from torch import Tensor, nn
 
 from ctrbench import manifest as manifests
+from ctrbench.acceleration import tensors_of
 from ctrbench.batches import Batch, Batches, load_items
 from ctrbench.columns import draft_feature_map
 from ctrbench.config import Experiment
+from ctrbench.embedding import embedding_parameters
 from ctrbench.errors import ConfigError
 from ctrbench.features import ITEM, FeatureMap, load_feature_map
 from ctrbench.items import FILE as ITEMS_FILE
+from ctrbench.memory import BYTES_PER_PARAMETER, GIB, bytes_per_parameter, check_tables, free_memory
 from ctrbench.preprocess import FEATURE_MAP
 from ctrbench.schema import TrainingConfig
 from ctrbench.storage import stored_width
 from ctrbench.trainer import Trainer
 from ctrbench.zoo import build_model, load_model_class
 
-# A weight, its gradient and Adam's two moments, in fp32.
-BYTES_PER_PARAMETER = 16
 BYTES_PER_CELL = 4
+# Rows of the batch on which activations are counted.
+ACTIVATION_ROWS = 256
 # Steps that are timed, after one that is not.
 TIMED_STEPS = 3
 
@@ -70,6 +73,7 @@ def construct(experiment: Experiment) -> tuple[nn.Module, FeatureMap, bool] | No
         raise ConfigError(f"{experiment.source}.{problem}" for problem in error.problems) from error
     if feature_map is None:
         return None
+    check_tables(feature_map, "cpu", experiment.source, BYTES_PER_CELL)
     model_class = load_model_class(experiment.zoo, experiment.training.model)
     params = experiment.constructor_params()
     try:
@@ -122,8 +126,93 @@ def _feature_map(experiment: Experiment, folder: Path, flat: dict[str, Any]) -> 
     return feature_map, True
 
 
+def describe(experiment: Experiment, gpu: int = -1) -> list[str]:
+    """The lines that `ctrbench estimate` prints.
+
+    The time is that of a few steps on generated rows. Activations are what the backward pass keeps of a batch of
+    `ACTIVATION_ROWS` generated rows, scaled to `batch_size`: kernels need some memory beyond that.
+
+    Raises:
+        ConfigError: the settings and the model do not fit, or the embedding tables do not fit the device.
+    """
+    settings, folder, device = experiment.training, experiment.dataset.folder(experiment.root), get_device(gpu)
+    feature_map, is_built = _feature_map(experiment, folder, experiment.flat())
+    lines = [
+        f"{experiment.expid}: {settings.model} on {settings.dataset_id}, batches of {settings.batch_size:,}, {device}"
+    ]
+    if feature_map is None:
+        return [*lines, f"nothing is known before its data is there: {folder}"]
+    check_tables(feature_map, device, experiment.source, bytes_per_parameter(settings.optimizer))
+    found = estimate(experiment)
+    model, trainer, batch = _generated(experiment, feature_map, gpu)
+    parameters = [sum(p.numel() for p in part if p.requires_grad)
+                  for part in (model.parameters(), embedding_parameters(model))]  # fmt: skip
+    is_known = is_built or all(
+        column.vocab_size for column in experiment.dataset.feature_cols if column.type in _TOKENS
+    )
+    at_least = "" if is_known else f"at least (vocabularies are known when {settings.dataset_id} is built) "
+    lines.append(f"parameters: {at_least}{parameters[0]:,}, of them {parameters[1]:,} in embedding tables")
+    memory = {
+        "weights, gradients and optimizer": bytes_per_parameter(settings.optimizer) * parameters[0],
+        "data": found.data_bytes,
+        f"activations of a batch (scaled from {ACTIVATION_ROWS} rows)": _activation_bytes(experiment, feature_map, gpu),
+    }
+    lines += [f"memory: {name}: {_size(count) if count is not None else 'not known'}" for name, count in memory.items()]
+    total, free = sum(count or 0 for count in memory.values()), free_memory(device)
+    lines.append(f"memory: {_size(total)} in all" + ("" if free is None else f", {_size(free)} are free on {device}"))
+    if free is not None and total > free:
+        large = settings.device_cache != "stream" and (found.data_bytes or 0) > total / 2
+        remedy = "set device_cache: stream" if large else "lower batch_size or embedding_dim"
+        lines.append(f"warning: that does not fit: {remedy}")
+    seconds = _median_seconds(trainer, batch)
+    if found.num_rows is None:
+        million = seconds * 1e6 / settings.batch_size
+        return [*lines, f"time: {_duration(million)} for a million rows, evaluation apart; {folder} is not built"]
+    epoch = seconds * math.ceil(found.num_rows / settings.batch_size)
+    most = f"{settings.epochs} epochs at most {_duration(epoch * settings.epochs)}"
+    return [*lines, f"time: {_duration(epoch)} for an epoch of {found.num_rows:,} rows, evaluation apart; {most}"]
+
+
+_TOKENS = ("categorical", "sequence")
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _activation_bytes(experiment: Experiment, feature_map: FeatureMap, gpu: int) -> int | None:
+    """Bytes that the backward pass of a batch keeps, scaled up from a small one; None where a model's step hides them."""
+    rows = min(ACTIVATION_ROWS, experiment.training.batch_size)
+    changes = {"batch_size": rows, "compile": False, "cuda_graph": False}
+    small = dataclasses.replace(experiment, training=experiment.training.model_copy(update=changes))
+    model, trainer, batch = _generated(small, feature_map, gpu)
+    owned = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers(), *tensors_of(batch))}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        trainer.step(batch)
+    return sum(kept.values()) * experiment.training.batch_size // rows if kept else None
+
+
 def _step_seconds(experiment: Experiment, feature_map: FeatureMap, gpu: int) -> float:
     """Median seconds of a training step on random rows."""
+    return _median_seconds(*_generated(experiment, feature_map, gpu)[1:])
+
+
+def _generated(experiment: Experiment, feature_map: FeatureMap, gpu: int) -> tuple[nn.Module, Trainer, Any]:
+    """The model, its trainer and a batch of random rows in the form that it takes."""
     device = get_device(gpu)
     table = getattr(feature_map, "item_table", None)
     if table is not None:
@@ -138,6 +227,11 @@ def _step_seconds(experiment: Experiment, feature_map: FeatureMap, gpu: int) -> 
     stored = {name: columns[name] for name in (*feature_map.split_features, *feature_map.labels)}
     (batch,) = trainer.adapt(Batches(stored, experiment.training.batch_size, device=device))
     model.train()
+    return model, trainer, batch
+
+
+def _median_seconds(trainer: Trainer, batch: Any) -> float:
+    """Of a few steps, after one that is not counted."""
     seconds = []
     for _ in range(1 + TIMED_STEPS):
         started = time.perf_counter()

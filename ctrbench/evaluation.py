@@ -19,6 +19,7 @@ from ctrbench import hooks
 from ctrbench.batches import Batches
 from ctrbench.errors import ConfigError, DataError
 from ctrbench.forms import Form, HistoryTuple, OnHost
+from ctrbench.guards import check_predictions
 from ctrbench.metrics import evaluate_metrics
 from ctrbench.schema import TrainingConfig
 
@@ -97,6 +98,7 @@ class Evaluator:
                 figures = self._own_evaluate(self._for_own_code(batches), metrics=list(names))
                 return hooks.as_figures(self.model, figures)
         y_pred, y_true, group_id = self._run(batches, "Evaluate", with_labels=True)
+        check_predictions(y_pred)
         if list(y_pred) == ["y_pred"]:
             values = self._figures(y_true[0], y_pred["y_pred"], names, group_id)
             logger.info("[Metrics] %s", _line(values))

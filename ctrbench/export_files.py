@@ -92,10 +92,10 @@ class NpzWriter:
         self._path, self._num_rows = path, num_rows
         self._specs = {spec.name: spec for spec in specs}
         self._stack = ExitStack()
-        self._waiting: dict[str, IO[bytes]] = {
-            name: self._stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
-            for name in self._specs  # noqa: SIM115 - the stack closes it
-        }
+        self._waiting: dict[str, IO[bytes]] = {}
+        for name in self._specs:
+            nameless = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - the stack closes it
+            self._waiting[name] = self._stack.enter_context(nameless)
 
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
         """Add rows."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from fuxictr.pytorch.models import BaseModel, MultiTaskModel
 
 from ctrbench import hooks
+from ctrbench.allocator import keep_freed_memory
 from ctrbench.dropout import speed_up_dropout
 from ctrbench.embedding import embedding_parameters, merge_embeddings
 from ctrbench.optim import CoupledAdam
@@ -33,6 +34,7 @@ def take_fast_path(model: BaseModel, settings: TrainingConfig) -> None:
     merge_embeddings(model)
     if model.device.type == "cpu":
         speed_up_dropout(model)
+        keep_freed_memory()
     embedding = list(embedding_parameters(model))
     known = {id(parameter) for parameter in embedding}
     net = [p for p in model.parameters() if p.requires_grad and id(p) not in known]

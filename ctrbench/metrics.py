@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact metrics, computed where the predictions are: sorts and segment sums, no loop over groups.
 
-Nothing is copied to the host before the last line of `evaluate_metrics`, which fetches all figures at once. A figure
+Nothing is copied from a GPU before the last line of `evaluate_metrics`, which fetches all figures at once. A figure
 that is not defined (AUC of one class, a group metric without a usable group, a prediction that is nan) is nan.
+
+On a CPU, AUC and its averages over groups come from one sort of 64-bit keys, which numpy does with vector instructions,
+several times as fast as an argsort: group, score and label side by side.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,9 +72,8 @@ def evaluate_metrics(
         raise DataError(f"metrics: y_true, y_pred and group_id must be 1-D and of one length, got {lengths}")
     if not names:
         return {}
-    by_group = _Segments(y_true, y_pred, group_id) if any(_is_group_metric(name) for name in names) else None
-    figures = [by_group.compute(name) if by_group and _is_group_metric(name) else _ROW_METRICS[name](y_true, y_pred)
-               for name in names]  # fmt: skip
+    groups = _Groups(y_true, y_pred, group_id)
+    figures = [groups.compute(name) if _is_group_metric(name) else _ROW_METRICS[name](y_true, y_pred) for name in names]
     undefined = y_pred.isnan().any()  # a sort would rank nan highest and give a plausible figure
     values = torch.stack(figures).masked_fill(undefined, torch.nan).tolist()
     return dict(zip(names, values, strict=True))
@@ -77,7 +81,7 @@ def evaluate_metrics(
 
 def auc(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """Area under the ROC curve, ties counted half: a scalar, nan when only one class is present."""
-    return _Segments(y_true, y_pred, None).auc()[0]
+    return _auc_and_size(y_true, y_pred, None)[0][0]
 
 
 def logloss(y_true: Tensor, y_pred: Tensor) -> Tensor:
@@ -95,6 +99,85 @@ def mse(y_true: Tensor, y_pred: Tensor) -> Tensor:
 def mae(y_true: Tensor, y_pred: Tensor) -> Tensor:
     """Mean absolute error."""
     return (y_true.double() - y_pred.double()).abs().mean()
+
+
+class _Groups:
+    """The group metrics of rows; what several of them need is computed once.
+
+    Takes what `evaluate_metrics` takes.
+    """
+
+    def __init__(self, y_true: Tensor, y_pred: Tensor, group_id: Tensor | None):
+        self._rows = y_true, y_pred, group_id
+
+    def compute(self, name: str) -> Tensor:
+        """The group metric called `name`: a scalar."""
+        if name in ("gAUC", "avgAUC"):
+            value, size = self._aucs
+            weight = size if name == "gAUC" else torch.ones_like(size)
+            return _average(value, weight.where(~value.isnan(), 0))
+        value = self._segments.mrr() if name == "MRR" else self._segments.ndcg(_ndcg_cutoff(name))
+        return _average(value, (self._segments.size > 0).long())
+
+    @functools.cached_property
+    def _aucs(self) -> tuple[Tensor, Tensor]:
+        return _auc_and_size(*self._rows)
+
+    @functools.cached_property
+    def _segments(self) -> _Segments:
+        return _Segments(*self._rows)
+
+
+def _auc_and_size(y_true: Tensor, y_pred: Tensor, group_id: Tensor | None) -> tuple[Tensor, Tensor]:
+    """AUC, in float64 and nan where it is not defined, and number of rows of every group, or of all rows: (groups,)."""
+    keys = _packed(y_true, y_pred, group_id)
+    if keys is not None:
+        return _auc_of_keys(keys, group_id is not None)
+    segments = _Segments(y_true, y_pred, group_id)
+    return segments.auc(), segments.size
+
+
+# Bits of a score, below those of the group and above that of the label.
+_SCORE_BITS = 32
+
+
+def _packed(y_true: Tensor, y_pred: Tensor, group_id: Tensor | None) -> np.ndarray | None:
+    """Keys (rows,) of 64 bits in the order of (group, score, label); None where they do not fit, or on a GPU."""
+    if y_pred.device.type != "cpu" or y_pred.dtype != torch.float32 or not y_pred.numel():
+        return None
+    bits = (y_pred + 0.0).view(torch.int32)  # there is one zero only
+    keys = bits.bitwise_xor_((bits >> 31) & 0x7FFFFFFF).long()  # an integer for each float, in the same order
+    if group_id is not None:
+        low, high = (int(x) for x in group_id.aminmax()) if not group_id.is_floating_point() else (0, 1 << 30)
+        if high - low >= 1 << 30:
+            return None
+        keys += (1 << 31) + ((group_id.long() - low) << _SCORE_BITS)
+    return keys.mul_(2).add_(y_true > 0).numpy()
+
+
+def _auc_of_keys(keys: np.ndarray, has_groups: bool) -> tuple[Tensor, Tensor]:
+    """What `_auc_and_size` gives, from `_packed` keys, which are sorted in place.
+
+    Rows of one group and score are a run; with P_j positives it spans the ranks s_j + 1 to e_j, so that twice the sum of
+    its positives' midranks is P_j (s_j + e_j + 1). U and AUC are as in `_Segments.auc`.
+    """
+    keys.sort()
+    positives = np.cumsum(keys & 1)
+    keys >>= 1
+    end = np.append(np.flatnonzero(keys[1:] != keys[:-1]) + 1, len(keys))  # of each run
+    start = np.append(0, end[:-1])
+    positives = np.diff(positives[end - 1], prepend=0)
+    doubled = positives * (start + end + 1)
+    first = np.zeros(1, np.int64)  # runs that groups begin with
+    if has_groups:
+        group = keys[start] >> _SCORE_BITS
+        first = np.append(0, np.flatnonzero(group[1:] != group[:-1]) + 1)
+    before = start[first]  # rows before each group
+    size = np.diff(before, append=len(keys))
+    positives = np.add.reduceat(positives, first)
+    doubled_u = np.add.reduceat(doubled, first) - positives * (2 * before + positives + 1)
+    pairs = 2.0 * torch.from_numpy(positives).double() * torch.from_numpy(size - positives).double()
+    return torch.from_numpy(doubled_u).double() / pairs, torch.from_numpy(size)
 
 
 class _Segments:
@@ -118,16 +201,9 @@ class _Segments:
         self.positives = self._sum((self.label > 0).long())
 
     def _sum(self, values: Tensor) -> Tensor:
+        if self.slots == 1:  # where threads of a GPU would wait for each other
+            return values.sum(0, keepdim=True)
         return values.new_zeros(self.slots).index_add_(0, self.segment, values)
-
-    def compute(self, name: str) -> Tensor:
-        """The group metric called `name`: a scalar."""
-        if name in ("gAUC", "avgAUC"):
-            value = self.auc()
-            weight = self.size if name == "gAUC" else torch.ones_like(self.size)
-            return _average(value, weight.where(~value.isnan(), 0))
-        value = self.mrr() if name == "MRR" else self.ndcg(_ndcg_cutoff(name))
-        return _average(value, (self.size > 0).long())
 
     def auc(self) -> Tensor:
         """AUC per segment from midranks: U = (sum of the positives' ranks) - P (P + 1) / 2, AUC = U / (P Q).

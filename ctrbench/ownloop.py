@@ -38,7 +38,9 @@ class _Stoppable:
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
             if self._should_stop():
-                raise InterruptedRunError("stopped in the model's own loop")
+                raise InterruptedRunError(
+                    "stopped in the model's own loop, of which there is no checkpoint: the same command starts over"
+                )
             yield batch
 
     def __getattr__(self, name: str) -> Any:

@@ -19,18 +19,22 @@ import torch
 from fuxictr.pytorch.torch_utils import get_device, seed_everything
 
 import ctrbench
-from ctrbench.batches import Batches, ResidentData, load_items
-from ctrbench.checkpoint import load_checkpoint
+from ctrbench.batches import Batches, ResidentData, fits, load_items
+from ctrbench.checkpoint import check_weights, load_checkpoint
 from ctrbench.config import Experiment, load_run
 from ctrbench.embedding import embedding_parameters
 from ctrbench.environment import describe_environment, peak_memory, reset_peak_memory
 from ctrbench.errors import ConfigError, DataError
 from ctrbench.evidence import seal
 from ctrbench.features import FeatureMap, load_feature_map
-from ctrbench.files import shown_path, storage_error, write_json, write_text
+from ctrbench.files import shown_path, storage_error, storing, write_json, write_text
 from ctrbench.hooks import own_hooks
+from ctrbench.memory import bytes_per_parameter, check_tables
 from ctrbench.preprocess import DataFolder, build_dataset, expected_hash
+from ctrbench.profiling import PROFILE, TRACE, write_profile
 from ctrbench.runlog import RunLog, as_json, watch
+from ctrbench.streaming import StreamedBatches
+from ctrbench.throughput import DataClock, Times, describe_speed
 from ctrbench.trainer import Trainer
 from ctrbench.validation import tasks_of
 from ctrbench.zoo import build_model, load_model_class, own_data_loader, source_hash
@@ -50,6 +54,8 @@ class Session:
         is_quiet: say nothing on the terminal.
         patience: seconds to wait for another process that is running the same experiment.
         notes: further entries of report.json.
+        on_trainer: called with the trainer of a run before it trains.
+        title: of a run beside which others run in this process, in threads of their own; its log says what its thread says.
     """
 
     data: ResidentData = dataclasses.field(default_factory=ResidentData)
@@ -58,10 +64,17 @@ class Session:
     is_quiet: bool = False
     patience: float = 0.0
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    on_trainer: Callable[[Trainer], None] = lambda trainer: None
+    title: str = ""
 
 
 def run(
-    experiment: Experiment, gpu: int = -1, fresh: bool = False, command: str = "", session: Session | None = None
+    experiment: Experiment,
+    gpu: int = -1,
+    fresh: bool = False,
+    command: str = "",
+    session: Session | None = None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Train, validate and test one experiment.
 
@@ -74,6 +87,7 @@ def run(
         fresh: do not continue an unfinished run.
         command: how the run was started, for the report.
         session: of a process that runs many experiments.
+        profile: write profile.md and trace.json, on further steps after the last evaluation.
 
     Returns:
         The content of report.json.
@@ -87,7 +101,7 @@ def run(
     reset_peak_memory(gpu)
     session = session or Session()
     settings = experiment.training
-    with RunLog(0 if session.is_quiet else settings.verbose) as log:
+    with RunLog(0 if session.is_quiet else settings.verbose, session.title) as log:
         logger.info("ctrbench version: %s", ctrbench.__version__)
         logger.info("Params: %s", as_json({**experiment.flat(), "gpu": gpu, "model_id": experiment.expid}))
         seed_everything(settings.seed)
@@ -95,6 +109,7 @@ def run(
         data_seconds = time.perf_counter() - started
         feature_map, trainer = prepare(experiment, data, gpu, session=session)
         # What can fail comes before anything of an earlier run is removed.
+        _ = trainer.built_step
         batches = {
             split: open_batches(experiment, data, feature_map, split, trainer, split != "train", session.data)
             for split in data.splits
@@ -109,11 +124,14 @@ def run(
             write_json(run_dir / "data_hash.json", data.data_hash)
             parameters = count_parameters(trainer)
             logger.info("Total number of parameters: %d.", parameters["total"])
-            report = _train_and_test(experiment, trainer, batches, run_dir, is_resumed)
+            report, times = _train_and_test(experiment, trainer, batches, run_dir, is_resumed)
             report["timings"].update(data_seconds=data_seconds, total_seconds=time.perf_counter() - started)
+            report["peak_memory"] = peak_memory(trainer.device)
+            report["speed"] = describe_speed(trainer, batches["train"], times, is_thorough=profile)
+            if profile:
+                write_profile(run_dir, trainer, batches["train"], report)
             report.update(
                 parameters=parameters,
-                peak_memory=peak_memory(trainer.device),
                 environment=describe_environment(experiment.root, trainer.device),
                 data_hash=data.data_hash,
                 config_hash=experiment.config_hash,
@@ -138,6 +156,9 @@ def prepare(
     session = session or Session()
     flat = experiment.flat()
     feature_map = load_feature_map(data.feature_map_file, settings.dataset_id, flat)
+    # A run that is only looked at needs neither gradients nor the optimizer's state.
+    per_parameter = bytes_per_parameter(settings.optimizer) if run_dir is None else 4
+    check_tables(feature_map, get_device(gpu), experiment.source, per_parameter)
     if data.items_file is not None:
         items_file, device = data.items_file, get_device(gpu)
         feature_map.item_table = session.data.get(
@@ -156,12 +177,11 @@ def prepare(
         write_text(run_dir / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in history))
         session.on_evaluation(history)
 
-    progress_bar = watch if settings.verbose and not session.is_quiet else None
+    clock = DataClock(watch if settings.verbose and not session.is_quiet and not session.title else None)
     loader = own_data_loader(experiment.zoo)
     stop = session.should_stop
-    trainer = Trainer(
-        model, settings, run_dir, progress_bar, write_curve, should_stop=stop, params=params, data_loader=loader
-    )
+    trainer = Trainer(model, settings, run_dir, clock, write_curve, should_stop=stop, params=params, data_loader=loader)
+    session.on_trainer(trainer)
     return feature_map, trainer
 
 
@@ -189,15 +209,25 @@ def open_batches(
     shuffle = settings.shuffle and not in_order
 
     def load() -> Batches:
-        path, device, labels_required = data.splits[split], trainer.device, split != "test"
-        size = settings.batch_size
-        return Batches.from_file(path, feature_map, size, shuffle, settings.seed, device, labels_required)
+        path, has_labels = data.splits[split], split != "test"
+        settled = (path, feature_map, settings.batch_size, shuffle, settings.seed, trainer.device, has_labels)
+        if cache == "auto" and not fits(path, feature_map, trainer.device, has_labels):
+            logger.warning(
+                "%s does not fit %s: it is streamed, and shuffled within %d rows (shuffle_buffer)",
+                *(shown_path(path), trainer.device, settings.shuffle_buffer),
+            )
+            return StreamedBatches(*settled, buffer_rows=settings.shuffle_buffer)
+        if cache == "stream":
+            return StreamedBatches(*settled, buffer_rows=settings.shuffle_buffer)
+        return Batches.from_file(*settled)
 
+    cache = settings.device_cache
     columns = (*feature_map.features, *feature_map.labels)
-    kept = trainer.adapt((resident or ResidentData()).get(data.data_hash, (split, columns, trainer.device), load))
+    key = (split, columns, trainer.device, cache, settings.shuffle_buffer)
+    kept = trainer.adapt((resident or ResidentData()).get(data.data_hash, key, load))
     size = trainer.evaluation_rows if in_order else settings.batch_size
     batches = kept.ordered(size, shuffle, settings.seed)
-    logger.info("%s samples: total/%d, blocks/1", SPLIT_TITLES[split], batches.num_rows)
+    logger.info("%s samples: total/%d, blocks/%d", SPLIT_TITLES[split], batches.num_rows, batches.num_blocks)
     return batches
 
 
@@ -278,7 +308,7 @@ def _check_labels(
 
 def _train_and_test(
     experiment: Experiment, trainer: Trainer, batches: dict[str, Batches], run_dir: Path, resume: bool
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Times]:
     train, valid = batches["train"], batches.get("valid")
     if valid is None:
         logger.warning(
@@ -294,8 +324,12 @@ def _train_and_test(
         if split in batches and set(trainer.evaluator.labels) <= set(batches[split].names):
             logger.info(title)
             metrics[split] = trainer.evaluate(batches[split])
+    final_seconds = time.perf_counter() - started
     rows = progress.epoch * train.num_rows + min(progress.batch * train.batch_size, train.num_rows)
-    return {
+    evaluate_seconds = progress.evaluate_seconds + final_seconds
+    evaluated = sum(batches[split].num_rows for split in metrics)
+    times = Times(progress.train_seconds, evaluate_seconds, progress.total_steps, rows, evaluated, final_seconds)
+    report = {
         "expid": experiment.expid,
         "model": experiment.training.model,
         "dataset_id": experiment.training.dataset_id,
@@ -307,12 +341,13 @@ def _train_and_test(
         "rows": {split: b.num_rows for split, b in batches.items()},
         "timings": {
             "train_seconds": progress.train_seconds,
-            "evaluate_seconds": progress.evaluate_seconds + time.perf_counter() - started,
+            "evaluate_seconds": evaluate_seconds,
         },
         "train_rows_per_second": rows / max(progress.train_seconds, 1e-9),
         "uses_fast_path": trainer.uses_fast_path,
         "own_hooks": own_hooks(trainer.model),
     }
+    return report, times
 
 
 def _num_threads(batch_size: int, feature_map: FeatureMap) -> int:
@@ -334,18 +369,22 @@ def _can_resume(experiment: Experiment, data: DataFolder) -> bool:
         return False
     try:
         previous = load_run(run_dir)
+        state = load_checkpoint(run_dir / "last.ckpt")
+        if state.get("progress", {}).get("best_epoch"):  # weights that only the end of the run would miss
+            check_weights(run_dir / "best.safetensors")
         same = previous.config_hash == experiment.config_hash
-        load_checkpoint(run_dir / "last.ckpt")
         same = same and json.loads((run_dir / "data_hash.json").read_text()) == data.data_hash
-    except (ConfigError, DataError, OSError, ValueError):
-        same = False
+    except (ConfigError, DataError, OSError, ValueError, AttributeError) as error:
+        logger.warning("The unfinished run in %s is damaged: starting anew (%s)", run_dir, error)
+        return False
     if not same:
-        logger.info("The unfinished run in %s is of another configuration or data, or damaged: starting anew", run_dir)
+        logger.info("The unfinished run in %s is of another configuration or data: starting anew", run_dir)
     return same
 
 
 def _clear(run_dir: Path, keep_progress: bool) -> None:
-    for leftover in (run_dir / "DONE", run_dir / "report.json", *run_dir.glob(".*.partial")):
+    leftovers = [run_dir / name for name in ("DONE", "report.json", PROFILE, TRACE)]
+    for leftover in (*leftovers, *run_dir.glob(".*.partial")):
         leftover.unlink(missing_ok=True)
     if not keep_progress:
         for name in ("metrics.jsonl", "best.safetensors", "best.model", "last.ckpt", "data_hash.json", "train.log"):
@@ -376,5 +415,5 @@ def _append_result(experiment: Experiment, report: dict[str, Any], command: str)
         f" {time.strftime('%Y%m%d-%H%M%S')},[command] {command},[exp_id] {experiment.expid},"
         f"[dataset_id] {experiment.training.dataset_id},[train] N.A.,[val] {cell('valid')},[test] {cell('test')}\n"
     )
-    with filelock.FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as stream:
+    with storing(path), filelock.FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as stream:
         stream.write(row)

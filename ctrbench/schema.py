@@ -105,7 +105,7 @@ class DatasetConfig(_Section):
 
     dataset_id: str
     data_root: str = "./data/"
-    data_format: Literal["csv", "parquet", "h5"] = "csv"
+    data_format: Literal["csv", "parquet", "h5", "npz"] = "csv"
     train_data: str | None = None
     valid_data: str | None = None
     test_data: str | None = None
@@ -167,6 +167,12 @@ class TrainingConfig(_Section):
     eval_steps: PositiveInt | None = None
     save_best_only: bool = True
     checkpoint_every: PositiveInt | None = None
+    device_cache: Literal["auto", "resident", "stream"] = "auto"
+    shuffle_buffer: PositiveInt = 1 << 20
+    speed: Literal["auto", "plain"] = "auto"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    compile: bool = False
+    cuda_graph: bool = False
     group_id: str | None = None
     use_features: list[str] | None = None
     feature_specs: list[dict[str, Any]] | None = None

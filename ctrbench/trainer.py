@@ -11,6 +11,7 @@ all that `ctrbench.evaluation` and `ctrbench.ownloop` respect.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import re
@@ -26,6 +27,7 @@ from fuxictr.pytorch.torch_utils import get_optimizer
 from torch import Tensor
 
 from ctrbench import hooks
+from ctrbench.acceleration import in_full_precision, make_fast_step, make_plain_step, num_rows
 from ctrbench.batches import Batches
 from ctrbench.checkpoint import (
     load_checkpoint,
@@ -40,11 +42,12 @@ from ctrbench.evaluation import Evaluator, Watch
 from ctrbench.fastpath import keeps_stock_loop, take_fast_path
 from ctrbench.files import shown_path
 from ctrbench.forms import FormFinder
+from ctrbench.guards import warn_of_explosion
+from ctrbench.memory import enough_memory, fitting_rows, is_out_of_memory
 from ctrbench.ownloop import run_own_loop
 from ctrbench.schema import TrainingConfig
+from ctrbench.stopping import decide
 
-# An evaluation is an improvement when it is better than the best by more than this (FuxiCTR).
-MIN_DELTA = 1e-6
 # Reading the loss stalls a GPU, so there it is only looked at this often between evaluations.
 GPU_LOSS_CHECK_STEPS = 200
 # What `save_weights` of a model's own writes, beside best.safetensors.
@@ -113,7 +116,8 @@ class Trainer:
         self._has_old_add_loss = hooks.takes_inputs(model)
         has_own_weights = hooks.overrides(model, "save_weights") or hooks.overrides(model, "load_weights")
         self._own_save_weights = model.save_weights if run_dir and has_own_weights else None
-        self.uses_fast_path = use_fast_path and keeps_stock_loop(model, settings)
+        is_asked = use_fast_path and settings.speed == "auto"
+        self.uses_fast_path = is_asked and keeps_stock_loop(model, settings)
         if self.uses_fast_path:
             take_fast_path(model, settings)
         elif getattr(model, "optimizer", None) is None:
@@ -144,7 +148,7 @@ class Trainer:
         self._tell_model(train, valid)
         if any(hooks.overrides(self.model, name) for name in hooks.LOOP_HOOKS):
             run_own_loop(self, train, valid, self.params)
-            self._save_best()
+            self.save_best()
             return at
         if resume:
             self._restore()
@@ -164,7 +168,7 @@ class Trainer:
             if self._own_save_weights:  # it may have kept others than the model's at that time
                 save_weights(self.best_weights, self.model)
         else:
-            self._save_best()
+            self.save_best()
         return at
 
     def load_best(self) -> None:
@@ -187,14 +191,17 @@ class Trainer:
         Returns:
             The training loss with its penalty, a detached scalar on the device.
         """
-        model = self.model
-        if not self.uses_fast_path:
-            return hooks.plain_step(model, batch, self._has_old_add_loss).detach().reshape(())
-        model.optimizer.zero_grad()
-        loss = hooks.task_loss(model, batch, self._has_old_add_loss)
-        loss.backward()
-        penalty: Tensor = model.optimizer.step()
-        return loss.detach() + penalty
+        return self.built_step(batch)
+
+    @functools.cached_property
+    def built_step(self) -> Callable[[Any], Tensor]:
+        """What `step` does, in the form that the configuration asks for.
+
+        Raises:
+            ConfigError: the model or the device cannot do it.
+        """
+        make = make_fast_step if self.uses_fast_path else make_plain_step
+        return make(self.model, self.settings, self._has_old_add_loss)
 
     def predict(self, batches: Batches) -> Tensor:
         """Predictions (N,) in row order of a model with one output.
@@ -202,7 +209,8 @@ class Trainer:
         Raises:
             ConfigError: it has several.
         """
-        outputs = self.evaluator.predict(batches)
+        with in_full_precision(), enough_memory(self.device, batches.batch_size):
+            outputs = self.evaluator.predict(batches)
         if len(outputs) != 1:
             raise ConfigError(f"{self.settings.model} has the outputs {', '.join(outputs)}: one is wanted here")
         return next(iter(outputs.values()))
@@ -213,7 +221,8 @@ class Trainer:
         Raises:
             DataError: the split has no label.
         """
-        return self.evaluator.evaluate(batches, list(metrics or self.settings.metrics))
+        with in_full_precision(), enough_memory(self.device, batches.batch_size):
+            return self.evaluator.evaluate(batches, list(metrics or self.settings.metrics))
 
     def _tell_model(self, train: Batches | None, valid: Batches | None) -> None:
         """Set what FuxiCTR's `fit` sets, for steps and decisions of the model's own."""
@@ -256,7 +265,8 @@ class Trainer:
             elif is_checkpoint:
                 self._save()
             if is_asked_to_stop:
-                raise InterruptedRunError(f"stopped in epoch {at.epoch + 1}, batch {at.batch}")
+                where = f"epoch {at.epoch + 1}, batch {at.batch}"
+                raise InterruptedRunError(f"stopped in {where}: the same command goes on from there")
             if at.is_stopped:
                 break
         at.train_seconds += time.perf_counter() - started
@@ -268,8 +278,14 @@ class Trainer:
             # torch's binary cross entropy refuses a prediction that is nan before the loss could show it.
             if isinstance(error, RuntimeError) and re.search("between 0 and 1|device-side assert", str(error)):
                 raise self._diverged(math.nan) from error
-            with hooks.own_code(self.model, f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"):
-                raise
+            if not is_out_of_memory(error):
+                with hooks.own_code(self.model, f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"):
+                    raise
+        # Outside the handler, whose traceback holds on to the tensors of the step.
+        rows = num_rows(batch)
+        fitting = fitting_rows(self.step, batch, rows)
+        remedy = f"set batch_size: {fitting}, which fits" if fitting else "lower batch_size and embedding_dim"
+        raise TrainingError(f"not enough memory on {self.device} for a batch of {rows} rows: {remedy}")
 
     def _finite(self, loss: Tensor) -> float:
         value = float(loss)
@@ -288,18 +304,19 @@ class Trainer:
         at = self.progress
         train_loss = at.loss_sum / max(at.loss_steps, 1)
         logger.info("Train loss: %.6f", train_loss)
+        warn_of_explosion(train_loss, at.history)
         at.loss_sum, at.loss_steps = 0.0, 0
         record: dict[str, Any] = {"epoch": at.epoch + 1, "step": at.total_steps, "train_loss": train_loss}
         record["learning_rate"] = self.model.optimizer.param_groups[0]["lr"]
         started = time.perf_counter()
         if valid is None:
             at.best_epoch = at.epoch + 1
-            self._save_best()
+            self.save_best()
         else:
             logger.info("Evaluation @epoch %d - batch %d: ", at.epoch + 1, at.batch)
             values = self.evaluate(valid, list(self.monitor))
             record.update(values)
-            self._decide(values)
+            decide(self, values)
             self.model.train()
         at.evaluate_seconds += time.perf_counter() - started
         record.update(train_seconds=at.train_seconds, evaluate_seconds=at.evaluate_seconds)
@@ -311,64 +328,8 @@ class Trainer:
             self._save()
         self.on_evaluation(at.history)
 
-    def _decide(self, values: dict[str, float]) -> None:
-        """FuxiCTR's rule: without an improvement cut the learning rate at once, and stop after `patience` of these."""
-        at, settings = self.progress, self.settings
-        if missing := [name for name, weight in self.monitor.items() if weight and name not in values]:
-            raise TrainingError(
-                f"{settings.model}: its evaluate gives {', '.join(values)}: the monitored {missing[0]} is missing"
-            )
-        value = sum(weight * values[name] for name, weight in self.monitor.items() if weight)
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the monitored {' + '.join(self.monitor)} is {value} in epoch {at.epoch + 1}: the validation split "
-                "needs rows of both classes (and of usable groups)"
-            )
-        if hooks.overrides(self.model, "checkpoint_and_earlystop"):
-            self._decide_by_model(values, value)
-            return
-        sign = 1 if settings.monitor_mode == "max" else -1
-        if at.best_value is not None and sign * value < sign * at.best_value + MIN_DELTA:
-            at.stopping_steps += 1
-            logger.info("Monitor(%s)=%.6f STOP!", settings.monitor_mode, value)
-            if settings.reduce_lr_on_plateau:
-                self._reduce_learning_rate()
-        else:
-            at.best_value, at.best_epoch, at.stopping_steps = value, at.epoch + 1, 0
-            logger.info("Save best model: monitor(%s)=%.6f", settings.monitor_mode, value)
-            self._save_best()
-        if not settings.save_best_only:
-            self._save_best()
-        if at.stopping_steps >= settings.early_stop_patience:
-            at.is_stopped = True
-            logger.info("********* Epoch=%d early stop *********", at.epoch + 1)
-
-    def _decide_by_model(self, values: dict[str, float], value: float) -> None:
-        """The model's own `checkpoint_and_earlystop`, with the state and the attributes that FuxiCTR's has."""
-        at, model = self.progress, self.model
-        worst = -math.inf if self.settings.monitor_mode == "max" else math.inf
-        model._best_metric = worst if at.best_value is None else at.best_value
-        model._stopping_steps = at.stopping_steps
-
-        def save_weights(checkpoint: str) -> None:
-            at.best_epoch = at.epoch + 1
-            self._save_best()
-
-        model.save_weights = save_weights
-        model.checkpoint_and_earlystop(values)
-        del model.save_weights
-        at.best_value = float(model._best_metric) if math.isfinite(model._best_metric) else value
-        at.stopping_steps, at.is_stopped = int(model._stopping_steps), bool(model._stop_training)
-
-    def _reduce_learning_rate(self) -> None:
-        if hooks.overrides(self.model, "lr_decay"):
-            self.model.lr_decay()
-            return
-        for group in self.model.optimizer.param_groups:
-            group["lr"] = max(group["lr"] * self.settings.lr_decay_factor, self.settings.min_learning_rate)
-        logger.info("Reduce learning rate on plateau: %.6f", self.model.optimizer.param_groups[0]["lr"])
-
-    def _save_best(self) -> None:
+    def save_best(self) -> None:
+        """Keep the present weights as the best of the run directory, if there is one."""
         if self.best_weights:
             save_weights(self.best_weights, self.model)
             if self._own_save_weights:

@@ -109,12 +109,11 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: not valid YAML: a value does not fit its tag") from error
 
 
-def _size(value: Any, known: dict[int, float]) -> float:
-    """Values in a tree, those that aliases repeat counted each time; infinite for one that contains itself."""
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Values in a tree, those that aliases repeat counted each time."""
     if not isinstance(value, dict | list | tuple):
         return 1
     if id(value) not in known:
-        known[id(value)] = float("inf")  # while its parts are counted
         known[id(value)] = 1 + sum(_size(v, known) for v in (value.values() if isinstance(value, dict) else value))
     return known[id(value)]
 

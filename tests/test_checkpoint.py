@@ -10,15 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from ctrbench.checkpoint import (
+    check_weights,
+    checksum,
     load_checkpoint,
     load_weights,
     random_state,
     restore_random_state,
     save_checkpoint,
+    save_state,
     save_weights,
 )
 from ctrbench.errors import DataError
@@ -153,14 +157,86 @@ def test_truncated_and_damaged_files(tmp_path: Path, name: str) -> None:
         with pytest.raises(DataError, match=name):
             read()
     dice = random.Random(0)
-    for _ in range(100):  # a flip among the numbers goes unseen, but none ends in anything but a DataError
+    expected = net.state_dict()
+    for _ in range(200):  # none goes unseen where there is a checksum, and none ends in anything but a DataError
         flipped = bytearray(whole)
         flipped[dice.randrange(len(whole))] ^= dice.randrange(1, 256)
         path.write_bytes(flipped)
+        other = Net(1)
         try:
-            read()
+            state = load_checkpoint(path) if name == "last.ckpt" else load_weights(path, other)
         except DataError as error:
             assert len(str(error).splitlines()) == 1
+        else:
+            assert name != "last.ckpt"
+            if name == "best.safetensors":  # a byte that says nothing, such as a blank that pads the header
+                assert state is None and all(torch.equal(x, expected[n]) for n, x in other.state_dict().items())
+
+
+def flip_last(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flip_among_the_numbers_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    save_weights(path, Net(0))
+    check_weights(path)
+    flip_last(path)
+    message = r"best\.safetensors: damaged, its checksum does not match: run the experiment again with --fresh$"
+    with pytest.raises(DataError, match=message):
+        load_weights(path, Net(0))
+    with pytest.raises(DataError, match=message):
+        check_weights(path)
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(path, {"model": torch.arange(100000.0)})
+    content = bytearray(path.read_bytes())
+    content[200000] ^= 1  # zip has a checksum of its own, which torch does not look at
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"its checksum does not match: delete it, or start over with --fresh$"):
+        load_checkpoint(path)
+
+
+def test_files_of_earlier_versions(tmp_path: Path) -> None:
+    net, other = Net(0), Net(1)
+    copies = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    safetensors.torch.save_file(copies, tmp_path / "best.safetensors")
+    load_weights(tmp_path / "best.safetensors", other)
+    check_weights(tmp_path / "best.safetensors")
+    assert same(net, other)
+    torch.save({"progress": {"epoch": 3}, "model": copies}, tmp_path / "last.ckpt")
+    loaded = load_checkpoint(tmp_path / "last.ckpt")
+    assert loaded["progress"] == {"epoch": 3} and torch.equal(loaded["model"]["head.0.bias"], net.head[0].bias)
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    state = {
+        "b": torch.ones(2, 3),
+        "a": torch.zeros(0),
+        "c": torch.tensor(2.5),
+        "d": torch.ones(3, dtype=torch.bfloat16),
+    }
+    save_state(tmp_path / "x.safetensors", state)
+    save_state(tmp_path / "y.safetensors", dict(reversed(state.items())))
+    assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
+
+
+def test_what_a_checksum_is_of() -> None:
+    state = {"a": torch.arange(6.0), "b": torch.ones(2)}
+    changes = [
+        {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)},
+        {"a": torch.arange(6.0).view(torch.int32), "b": torch.ones(2)},
+        {"c": torch.arange(6.0), "b": torch.ones(2)},
+        {"a": torch.arange(6.0), "b": torch.ones(3)},
+        {"a": -torch.arange(6.0), "b": torch.ones(2)},
+    ]
+    found = {checksum(changed) for changed in changes}
+    assert len(found) == 5 and checksum(state) not in found
+    assert checksum(dict(reversed(state.items()))) == checksum(state)
+    assert checksum({"a": torch.arange(12.0).view(2, 6)[:, ::2]}) == checksum(
+        {"a": torch.tensor([[0.0, 2, 4], [6, 8, 10]])}
+    )
 
 
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:

@@ -172,8 +172,12 @@ def test_an_interrupted_run_that_cannot_or_must_not_continue(
         (run_dir / "last.ckpt").write_bytes((run_dir / "last.ckpt").read_bytes()[:-100])
     assert main(command) == 0
     assert not report_of(run_dir)["is_resumed"]
-    says_why = "is of another configuration or data, or damaged: starting anew" in (run_dir / "train.log").read_text()
-    assert says_why is (how != "fresh")
+    reasons = {
+        "other configuration": "is of another configuration or data: starting anew",
+        "damaged checkpoint": "is damaged: starting anew",
+    }
+    log = (run_dir / "train.log").read_text()
+    assert ("starting anew" in log) is (how in reasons) and reasons.get(how, "") in log
 
 
 def test_a_run_that_diverges_ends_with_status_1(tiny_overrides: list[str], capsys: Capture) -> None:

@@ -332,7 +332,7 @@ TRAINING, DATASET = "--set: Toy_a", "--set: tiny"
         ("valid_size=-1", f"{DATASET}.valid_size: must be greater than or equal to 0, got -1"),
         (
             "data_format=cvs",
-            f"{DATASET}.data_format: must be 'csv', 'parquet' or 'h5', got 'cvs' (did you mean 'csv'?)",
+            f"{DATASET}.data_format: must be 'csv', 'parquet', 'h5' or 'npz', got 'cvs' (did you mean 'csv'?)",
         ),
     ],
 )
@@ -546,7 +546,8 @@ def test_an_override_that_is_not_yaml(repository: Repository) -> None:
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "/tmp", "a\0"])
 def test_names_that_would_leave_the_folder(repository: Repository, name: str) -> None:
     refusal = "names a folder, so it must not contain '/' or be '.' or '..'"
-    assert repository.problems(expid=name) == [f"--expid {name}: {refusal}"]
+    shown = name.replace("\0", "\\x00")
+    assert repository.problems(expid=name) == [f"--expid {shown}: {refusal}"]
     if "\0" not in name:
         section = load_yaml(repository.root / "config/dataset_config/tiny.yaml")["tiny"]
         repository.write("model_zoo/Toy/config/dataset_config.yaml", dump_yaml({name: section}))

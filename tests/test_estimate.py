@@ -12,13 +12,16 @@ import torch
 from conftest import load_script
 
 from ctrbench import estimate as module
+from ctrbench import memory
 from ctrbench.batches import Batches, load_items
+from ctrbench.cli import main
 from ctrbench.config import Experiment, load_experiment
-from ctrbench.errors import ConfigError
+from ctrbench.errors import ConfigError, TrainingError
 from ctrbench.estimate import BYTES_PER_PARAMETER, Estimate, construct, estimate, random_batch
 from ctrbench.features import load_feature_map
+from ctrbench.guards import check_predictions, warn_of_explosion
 from ctrbench.preprocess import DataFolder, build_dataset
-from ctrbench.run import count_parameters, prepare
+from ctrbench.run import count_parameters, open_batches, prepare
 from ctrbench.storage import open_split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,3 +182,143 @@ def test_rows_of_a_meta_column_and_a_vector(load: Any) -> None:
     assert set(batch) >= set(without)
     history = batch["item_seq"]
     assert history.dim() == 2 and int(history.min()) >= 0 and int(history.max()) < 601
+
+
+# ---------------------------------------------------------------- the command
+
+
+def values_of(*overrides: str) -> list[str]:
+    return [word for value in overrides for word in ("--set", value)]
+
+
+def test_the_command(
+    load: Any, tiny_raw: Path, tiny_data_root: Path, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load("DCNv3_tiny")
+    rows = build(experiment).num_rows["train"]
+    command = ["estimate", "--expid", "DCNv3_tiny", *values_of(*tiny_overrides)]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    total = estimate(experiment).parameters
+    assert lines[0] == "DCNv3_tiny: DCNv3 on tiny_ctr, batches of 128, cpu"
+    assert lines[1].startswith(f"parameters: {total:,}, of them ")
+    assert [line.split(":")[0] for line in lines[1:]] == ["parameters", *["memory"] * 4, "time"]
+    assert f"weights, gradients and optimizer: {16 * total / 2**20:.2f} MiB" in lines[2]
+    assert "are free on cpu" in lines[5] and f"for an epoch of {rows:,} rows" in lines[6]
+    assert not experiment.run_dir.exists()
+
+
+def test_the_command_before_the_data_are_built(
+    tmp_path: Path, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*tiny_overrides, f"data_root={tmp_path / 'none'}"]
+    assert main(["estimate", "--expid", "DCNv3_tiny", *values_of(*overrides)]) == 0
+    text = capsys.readouterr().out
+    assert "parameters: at least (vocabularies are known when tiny_ctr is built)" in text
+    assert "memory: data: not known" in text and "for a million rows, evaluation apart" in text
+    assert not (tmp_path / "none").exists()
+
+
+def test_tables_that_do_not_fit_are_refused_before_they_are_allocated(
+    tmp_path: Path, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_SMALL", 0)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    for command in ("estimate", "run", "check"):
+        assert main([command, "--expid", "DCNv3_tiny", *values_of(*tiny_overrides)]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "DCNv3_tiny: not enough memory for the embedding tables, which need " in line
+        assert "the largest is 'user_id' with " in line and "rows of width 16: lower embedding_dim" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_activations_grow_with_the_batch(load: Any) -> None:
+    found = []
+    for size in (64, 128, 5120):
+        experiment = load("DCNv3_tiny", f"batch_size={size}")
+        feature_map = load_feature_map(build(experiment).feature_map_file, "tiny_ctr", experiment.flat())
+        found.append(module._activation_bytes(experiment, feature_map, -1))
+    assert found[1] == pytest.approx(2 * found[0], rel=0.1)
+    assert found[2] == pytest.approx(80 * found[0], rel=0.1)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_free_memory_heeds_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 5000 kB\n")
+    (tmp_path / "max").write_text("3000000\n")
+    (tmp_path / "current").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 400\nactive_file 100\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUPS", ((tmp_path, "max", "current"),))
+    assert memory.free_memory("cpu") == 2000500
+    (tmp_path / "max").write_text("max\n")
+    assert memory.free_memory("cpu") == 5000 * 1024
+    (tmp_path / "meminfo").unlink()
+    assert memory.free_memory("cpu") is None
+
+
+def test_what_is_out_of_memory() -> None:
+    assert memory.is_out_of_memory(MemoryError())
+    assert memory.is_out_of_memory(
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried")
+    )
+    error = ValueError("x")
+    error.__cause__ = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    assert memory.is_out_of_memory(error)
+    assert not memory.is_out_of_memory(RuntimeError("shape mismatch")) and not memory.is_out_of_memory(None)
+
+
+def test_a_batch_that_is_too_large_is_told_with_one_that_fits(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = load("DCNv3_tiny", "batch_size=100")
+    data = build(experiment)
+    feature_map, trainer = prepare(experiment, data, -1)
+    step, limit = trainer.built_step, 40
+
+    def limited(batch: Any) -> torch.Tensor:
+        if len(batch["label"]) > limit:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return step(batch)
+
+    trainer.built_step = limited
+    train = open_batches(experiment, data, feature_map, "train", trainer, in_order=False)
+    message = "not enough memory on cpu for a batch of 100 rows: set batch_size: 32, which fits$"
+    with pytest.raises(TrainingError, match=message):
+        trainer.fit(train, None)
+    limit = 0
+    with pytest.raises(TrainingError, match=r"of 100 rows: lower batch_size and embedding_dim$"):
+        trainer.fit(train, None)
+
+    def too_large(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.evaluator, "evaluate", too_large)
+    with pytest.raises(
+        TrainingError, match="for batches of 100 rows without gradients: set eval_batch_size to 25 or less"
+    ):
+        trainer.evaluate(train)
+
+
+# ---------------------------------------------------------------- signs that a model does not learn
+
+
+def test_constant_and_non_finite_predictions(caplog: pytest.LogCaptureFixture) -> None:
+    check_predictions({"y_pred": torch.tensor([0.1, 0.2])})
+    check_predictions({"y_pred": torch.zeros(0)})
+    assert not caplog.records
+    check_predictions({"y_pred": torch.full((5,), 0.5)})
+    assert "All 5 predictions (y_pred) are 0.5: the model tells no row from another" in caplog.text
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(
+            TrainingError, match=r"the predictions \(y_pred\) are no longer finite: .* lower learning_rate"
+        ):
+            check_predictions({"y_pred": torch.tensor([0.5, value])})
+
+
+def test_an_exploding_loss(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_explosion(9.0, [])
+    warn_of_explosion(4.0, [{"train_loss": 0.5}, {"train_loss": 0.6}])
+    assert not caplog.records
+    warn_of_explosion(10.0, [{"train_loss": 0.5}, {"train_loss": 0.6}])
+    assert "The training loss explodes: 10, 20 times the lowest so far: lower learning_rate" in caplog.text

@@ -182,6 +182,30 @@ def test_tensors_of_different_lengths():
         evaluate_metrics(torch.ones(3, 1), torch.ones(3, 1), ["AUC"])
 
 
+@pytest.mark.parametrize("levels", [None, 50, 1])
+@pytest.mark.parametrize("kind", ["int32", "int64 with negative ids", "ids too far apart to pack", "float"])
+def test_sorted_keys_give_what_sorted_rows_give(levels, kind):
+    rng = np.random.default_rng(5)
+    y, p = (rng.random(5000) < 0.3).astype(np.float32), rng.normal(size=5000).astype(np.float32)
+    if levels is not None:
+        p = np.round(p * levels) / levels * (1 if levels > 1 else 0)
+    p[:200] = np.repeat([0.0, -0.0], 100)  # one score
+    group = rng.integers(-40, 40, 5000)
+    group = {"int32": group.astype(np.int32), "float": group / 7}.get(kind, group * (2**40 if "apart" in kind else 1))
+    names = ["AUC", "gAUC", "avgAUC"]
+    keys = evaluate_metrics(torch.tensor(y), torch.tensor(p.astype(np.float32)), names, torch.tensor(group))
+    rows = evaluate_metrics(torch.tensor(y), torch.tensor(p.astype(np.float64)), names, torch.tensor(group))
+    assert keys == pytest.approx(rows, abs=1e-14)
+    assert keys["AUC"] == pytest.approx(roc_auc_score(y, p), abs=1e-12)
+
+
+def test_scores_and_labels_are_left_as_they_were():
+    y, p, group = torch.tensor([1.0, 0, 1, 0]), torch.tensor([-0.5, 0.5, 0.2, -0.1]), torch.tensor([3, 3, 2, 2])
+    copies = y.clone(), p.clone(), group.clone()
+    evaluate_metrics(y, p, ["AUC", "gAUC", "MRR"], group)
+    assert all(torch.equal(mine, copy) for mine, copy in zip((y, p, group), copies, strict=True))
+
+
 def test_many_groups_take_no_time():
     rng = torch.Generator().manual_seed(0)
     y, p = torch.randint(0, 2, (300_000,), generator=rng).float(), torch.rand(300_000, generator=rng)

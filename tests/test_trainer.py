@@ -13,6 +13,7 @@ import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.models import BaseModel
 
+from ctrbench import stopping
 from ctrbench.batches import Batches
 from ctrbench.embedding import MergedEmbeddingDict
 from ctrbench.errors import DataError, TrainingError
@@ -199,7 +200,7 @@ def decide(values: list[float], **options: Any) -> tuple[Trainer, list[float]]:
     trainer = Trainer(make_model(settings), settings)
     rates = []
     for value in values:
-        trainer._decide({"AUC": value, "logloss": value})
+        stopping.decide(trainer, {"AUC": value, "logloss": value})
         rates.append(trainer.model.optimizer.param_groups[0]["lr"])
     return trainer, rates
 

@@ -230,6 +230,7 @@ def load_sweep(
     if name is not None:
         check_name(name, f"--name {name}")
     name = name or (path.stem if tag is None else f"{path.stem}@{tag}")
+    check_name(name, f"the sweep's name {name}")
     seeds = tuple(config.seeds or [base.training.seed])
     sweep = Sweep(name, path, config, sections, base, base_name, space, seeds, tag)
     if config.sampler != "tpe" and sweep.plan.get(0) is None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from ctrbench.errors import ConfigError, CtrbenchError
+from ctrbench.files import storage_error
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -159,6 +161,8 @@ def patiently(action: Callable[[], T], where: str) -> T:
         try:
             return action()
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise storage_error(error, Path(where)) from error
             if not _is_lost(error):
                 raise
             if time.monotonic() - started > PATIENCE_SECONDS:

@@ -26,6 +26,7 @@ import torch
 from ctrbench.batches import ResidentData
 from ctrbench.config import Experiment
 from ctrbench.errors import CtrbenchError, InterruptedRunError, ModelCodeError
+from ctrbench.memory import is_out_of_memory
 from ctrbench.preprocess import build_dataset
 from ctrbench.run import Session, run
 from ctrbench.tuner.records import SeedResult
@@ -168,7 +169,7 @@ class _Trial:
         except InterruptedRunError:
             return self._ended("stopped")
         except Exception as error:
-            how = "out_of_memory" if _is_out_of_memory(error) else "failed"
+            how = "out_of_memory" if is_out_of_memory(error) else "failed"
             if isinstance(error, CtrbenchError):
                 return self._ended(how, str(error), traceback.format_exc() if isinstance(error, ModelCodeError) else "")
             return self._ended(how, f"{type(error).__name__}: {error}".strip(), traceback.format_exc())
@@ -225,12 +226,3 @@ def _read_curve(experiment: Experiment) -> list[float]:
         return _monitored(experiment, [json.loads(line) for line in lines])
     except (OSError, ValueError, KeyError):
         return []
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a device or the machine had too little memory, also where it is the cause of another error."""
-    while error is not None:
-        if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "not enough memory" in str(error):
-            return True
-        error = error.__cause__
-    return False

@@ -69,7 +69,7 @@ def test_the_gaps_of_each_source() -> None:
     highest = 0.0
     for rank, (p, worse) in enumerate(by_pair):
         highest = max(highest, min(1.0, (4 - rank) * p))
-        assert [gap.ours.adjusted_p for gap in found if gap.worse == worse][0] == pytest.approx(highest, abs=1e-12)
+        assert next(gap.ours.adjusted_p for gap in found if gap.worse == worse) == pytest.approx(highest, abs=1e-12)
 
 
 def test_rows_in_another_order_give_the_same() -> None:
