@@ -369,7 +369,9 @@ def test_a_device_with_too_little_memory(moods: Moods, bench: Callable[..., str]
     moods.suite({"out_of_memory": {}}, [1])
     said = "\n  Moody_out_of_memory, seed 1: not enough memory on cpu for a batch of 400 rows: lower batch_size"
     assert said in bench(1, "moody")
-    assert (moods.place / "attempts").read_text() == "xx"
+    # Two attempts; each goes on to look for a batch that would fit, down to one row.
+    tried = len((moods.place / "attempts").read_text())
+    assert tried == 2 * (tried // 2) and tried // 2 in range(2, 12)
 
 
 def interrupt_when(condition: Callable[[], Any], number: int) -> None:
