@@ -44,9 +44,9 @@ from ctrbench.validation import (
 )
 from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml, shown
 
-# Settings that do not change a result: where it is written and how much is said on the way.
 # Keys that came later. At their defaults they are not hashed, so that earlier runs keep their hashes.
 LATER_KEYS = ("device_cache", "shuffle_buffer", "speed", "precision", "compile", "cuda_graph")
+# Settings that do not change a result: where it is written and how much is said on the way.
 NO_EFFECT = frozenset({"model_root", "verbose", "checkpoint_every"})
 # Settings of a dataset that are paths.
 PATHS = ("data_root", "train_data", "valid_data", "test_data", "item_info")

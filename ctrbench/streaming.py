@@ -8,7 +8,6 @@ same batches, row for row. Two windows are in memory, one that training reads an
 
 from __future__ import annotations
 
-import copy
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -122,11 +121,6 @@ class StreamedBatches(Batches):
             for i, number in enumerate(wanted):
                 self._fill(split, buffer, i, number, number + 1)
         return self._columns(buffer.ids.to(self._device), buffer.reals.to(self._device))
-
-    def ordered(self, batch_size: int, shuffle: bool, seed: int) -> StreamedBatches:
-        other = copy.copy(self)
-        other.batch_size, other.shuffle, other.seed, other.epoch, other.first_batch = batch_size, shuffle, seed, 0, 0
-        return other
 
     def __iter__(self) -> Iterator[object]:
         first, self.first_batch = self.first_batch, 0
