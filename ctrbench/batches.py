@@ -22,6 +22,7 @@ from ctrbench.errors import DataError
 from ctrbench.features import FeatureMap
 from ctrbench.forms import Columns, Form
 from ctrbench.items import item_map
+from ctrbench.memory import free_memory
 from ctrbench.storage import SplitFile, open_split, stored_width
 
 T = TypeVar("T")
@@ -261,20 +262,11 @@ def fits(path: Path, feature_map: FeatureMap, device: torch.device | str, labels
 
 
 def _check_fits(split: SplitFile, names: list[str], feature_map: FeatureMap, device: torch.device | str) -> None:
-    device = torch.device(device)
     widths = (stored_width(feature_map.features[name]) or 1 for name in names if name in feature_map.features)
     needed = 4 * (sum(widths) + len(feature_map.labels)) * split.num_rows
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
-    if free and needed > free:
+    free = free_memory(device)
+    if free is not None and needed > free:  # where nobody knows, the allocation decides
         raise DataError(
             f"{split.path}: its {split.num_rows} rows need {needed / 2**30:.1f} GiB on {device}, which has "
             f"{free / 2**30:.1f} GiB free: set device_cache: stream, or use fewer columns (use_features)"
         )
-
-
-def _available_memory() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 0  # not Linux: let the allocation decide

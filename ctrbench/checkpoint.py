@@ -14,6 +14,7 @@ import io
 import os
 import random
 import struct
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -189,6 +190,29 @@ class _Payload(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         return int(self._stream.readinto(buffer))  # type: ignore[attr-defined]
+
+
+class CheckpointSchedule:
+    """When the next checkpoint of a training run is due.
+
+    Args:
+        steps: every so many steps of the run; None for never.
+        seconds: at the first step after which so many have passed since the last checkpoint; None for never.
+    """
+
+    def __init__(self, steps: int | None, seconds: float | None):
+        self._steps, self._seconds = steps, seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Count the time from now on: training begins, or a checkpoint has just been written."""
+        self._since = time.monotonic()  # a clock that nobody sets
+
+    def is_due(self, total_steps: int) -> bool:
+        """Whether a checkpoint is to be written after this step, counted from 1; the device is not waited for."""
+        if self._seconds is not None:
+            return time.monotonic() - self._since >= self._seconds
+        return self._steps is not None and total_steps % self._steps == 0
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from ctrbench import manifest as manifests
 from ctrbench.errors import did_you_mean
+from ctrbench.feature_encoders import feature_encoder_problem
 from ctrbench.features import (
     ITEM,
     FeatureMap,
-    feature_encoder_problem,
     feature_specs_problems,
     make_feature_map,
     read_feature_map,

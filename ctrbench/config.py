@@ -45,7 +45,7 @@ from ctrbench.validation import (
 from ctrbench.yamlfile import dump_yaml, load_yaml, parse_yaml, shown
 
 # Keys that came later. At their defaults they are not hashed, so that earlier runs keep their hashes.
-LATER_KEYS = ("device_cache", "shuffle_buffer", "speed", "precision", "compile", "cuda_graph")
+LATER_KEYS = ("device_cache", "shuffle_buffer", "speed", "precision", "compile", "cuda_graph", "deterministic")
 # Settings that do not change a result: where it is written and how much is said on the way.
 NO_EFFECT = frozenset({"model_root", "verbose", "checkpoint_every"})
 # Settings of a dataset that are paths.

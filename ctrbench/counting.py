@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ctrbench.interning import Coded, Interner
+from ctrbench.interning import Coded, InternedPart, Interner
 from ctrbench.rawdata import Block
 from ctrbench.schema import FeatureColumn
 from ctrbench.spill import CodedBlock
@@ -30,14 +30,19 @@ class Moments:
     low: float = math.inf
     high: float = -math.inf
 
-    def add(self, values: np.ndarray) -> None:
-        """Add values (n,), n > 0, by the parallel form of Welford's update (Chan et al. 1979)."""
-        mean, count = float(values.mean()), self.count + len(values)
-        distance = mean - self.mean
-        self.squares += float(((values - mean) ** 2).sum()) + distance**2 * self.count * len(values) / count
-        self.mean += distance * len(values) / count
+    @classmethod
+    def of(cls, values: np.ndarray) -> Moments:
+        """Those of values (n,), n > 0."""
+        mean = float(values.mean())
+        return cls(len(values), mean, float(((values - mean) ** 2).sum()), float(values.min()), float(values.max()))
+
+    def merge(self, other: Moments) -> None:
+        """Add those of further values, by the parallel form of Welford's update (Chan et al. 1979)."""
+        count, distance = self.count + other.count, other.mean - self.mean
+        self.squares += other.squares + distance**2 * self.count * other.count / count
+        self.mean += distance * other.count / count
         self.count = count
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def shift_and_scale(self, normalizer: str) -> tuple[float, float]:
         """(shift, scale) of (x - shift) / scale; a constant column has scale 1."""
@@ -61,6 +66,21 @@ def flat_tokens(lists: pl.Series) -> tuple[pl.Series, np.ndarray]:
     return lists.filter(lengths > 0).explode(), lengths.to_numpy().astype(np.int32)
 
 
+@dataclass(frozen=True)
+class StatisticsPart:
+    """What `Statistics` found in some of the rows; the tokens are in files.
+
+    Attributes:
+        interned: by column.
+        lengths: longest sequence by column.
+        moments: of each block by column, since rounding depends on the order in which they are added up.
+    """
+
+    interned: Mapping[str, InternedPart]
+    lengths: Mapping[str, int]
+    moments: Mapping[str, Sequence[Moments]]
+
+
 class Statistics:
     """One pass over the raw rows: codes and counts of tokens, longest sequences and numeric moments.
 
@@ -69,11 +89,19 @@ class Statistics:
         scratch: folder for what does not stay in memory.
         ids_given: no vocabulary or scaler is fitted.
         histories: meta features that are lists of item ids.
+        tokens_in_memory: distinct tokens of all columns whose hashes may stay in memory.
     """
 
     def __init__(
-        self, columns: list[FeatureColumn], scratch: Path, *, ids_given: bool, histories: Collection[str] = ()
+        self,
+        columns: list[FeatureColumn],
+        scratch: Path,
+        *,
+        ids_given: bool,
+        histories: Collection[str] = (),
+        tokens_in_memory: int | None = None,
     ):
+        self._tokens_in_memory = tokens_in_memory or TOKENS_IN_MEMORY
         fitted = [column for column in columns if not ids_given]
         tokens = [c for c in fitted if c.type in ("categorical", "sequence")]
         meta = [c for c in fitted if c.type == "meta" and (c.remap or c.name in histories)]
@@ -88,12 +116,35 @@ class Statistics:
         self._numeric = [c.name for c in fitted if c.type == "numeric" and c.normalizer]
         self.interners = {c.name: Interner(scratch, f"{i}") for i, c in enumerate(self._coded)}
         self.lengths = dict.fromkeys(self._lengths + self._sequences, 0)
-        self.moments = {name: Moments() for name in self._numeric}
+        self._block_moments: dict[str, list[Moments]] = {name: [] for name in self._numeric}
 
     @property
     def is_needed(self) -> bool:
         """Whether there is anything to fit."""
         return bool(self._coded or self._lengths or self._numeric)
+
+    def moments(self, name: str) -> Moments:
+        """Of the training rows of a numeric column."""
+        total = Moments()
+        for moments in self._block_moments[name]:
+            total.merge(moments)
+        return total
+
+    def part(self) -> StatisticsPart:
+        """Everything as files and plain values, for `join` in another process; nothing may be added after it."""
+        interned = {name: interner.part() for name, interner in self.interners.items()}
+        return StatisticsPart(interned, self.lengths, self._block_moments)
+
+    def join(self, part: StatisticsPart) -> dict[str, int]:
+        """Add what was found in the rows that follow; by column, by how much the generations of its codes move up.
+
+        Associative, so that the parts may have been grouped in any way.
+        """
+        for name, length in part.lengths.items():
+            self.lengths[name] = max(self.lengths[name], length)
+        for name, moments in part.moments.items():
+            self._block_moments[name] += moments
+        return {name: self.interners[name].join(interned) for name, interned in part.interned.items()}
 
     def add(self, block: Block, train: np.ndarray | bool, threads: ThreadPoolExecutor) -> CodedBlock:
         """Count a block and give its columns codes where they have a vocabulary.
@@ -131,8 +182,8 @@ class Statistics:
             self.lengths[name] = max(self.lengths[name], int(train[name].list.len().max() or 0))
         for name in self._numeric:
             if train.height:
-                self.moments[name].add(train[name].cast(pl.Float64).to_numpy())
+                self._block_moments[name].append(Moments.of(train[name].cast(pl.Float64).to_numpy()))
 
     def _bound_memory(self) -> None:
-        while sum(interner.num_tokens for interner in self.interners.values()) > TOKENS_IN_MEMORY:
+        while sum(interner.num_tokens for interner in self.interners.values()) > self._tokens_in_memory:
             max(self.interners.values(), key=lambda interner: interner.num_tokens).seal()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +27,8 @@ from ctrbench.splits import name_files, no_rows
 from ctrbench.storage import SplitWriter, column_specs, smallest_int
 from ctrbench.vocabulary import pad_sequences
 
+Arrays = dict[str, np.ndarray]  # (n,) or (n, width) by column, of the rows of a block
+
 _BLOCKS_IN_FLIGHT = 2  # encoded blocks that may wait for the writing thread
 
 
@@ -44,9 +46,10 @@ class SplitEncoder:
         self._labels = [label.name for label in dataset.label_col]
         self._fitted, self._encoders = fitted, encoders
 
-    def arrays(self, coded: CodedBlock) -> dict[str, np.ndarray]:
+    def arrays(self, coded: CodedBlock) -> Arrays:
         """Arrays (n,) or (n, width) of the file's columns."""
-        block, arrays = coded.block, {}
+        block = coded.block
+        arrays: Arrays = {}
         for column in self._columns:
             name = column.name
             if name in coded.coded:
@@ -145,20 +148,33 @@ class SplitEncoder:
         return vectors
 
 
-def encode(dataset: DatasetConfig, rows: RawRows, spill: Spill, fitted: Fitted, folder: Path) -> dict[str, int]:
+def encoded_blocks(
+    dataset: DatasetConfig, rows: RawRows, spill: Spill, fitted: Fitted
+) -> Callable[[str], Iterator[Arrays]]:
+    """What gives the encoded blocks of a source: from `spill` where counting has left them, otherwise from the raw rows."""
+    encoder = SplitEncoder(split_dataset(dataset), fitted, fitted.encoders)
+
+    def of(source: str) -> Iterator[Arrays]:
+        coded = spill.blocks(source) if source in spill else map(CodedBlock, rows.blocks(source))
+        return map(encoder.arrays, coded)
+
+    return of
+
+
+def write_splits(
+    rows: RawRows, blocks: Callable[[str], Iterator[Arrays]], fitted: Fitted, folder: Path
+) -> dict[str, int]:
     """Write `<split>.h5` of every split, without the features of the item table; returns their rows.
 
     A second thread writes while this one encodes; at most two blocks wait between them.
 
     Args:
-        dataset: its configuration.
-        rows: what is encoded where `spill` does not hold it.
-        spill: what fitting has read already.
+        rows: the plan of the splits, and which of them have labels.
+        blocks: gives the encoded blocks of a source, in order.
         fitted: complete.
         folder: of the dataset.
     """
     plan, num_rows = rows.plan, dict.fromkeys(rows.plan.splits, 0)
-    encoder = SplitEncoder(split_dataset(dataset), fitted, fitted.encoders)
     for source in plan.sources:
         targets = ["train", *(s for s in plan.splits if s not in plan.sources)] if source == "train" else [source]
         start, first_row = time.perf_counter(), 0
@@ -172,12 +188,13 @@ def encode(dataset: DatasetConfig, rows: RawRows, spill: Spill, fitted: Fitted, 
             }
             thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="split-writer"))
             waiting: deque[Future[None]] = deque()
-            for block in spill.blocks(source) if source in spill else map(_uncoded, rows.blocks(source)):
-                parts = [(writers[s], mask) for s, mask in plan.parts(source, block.num_rows, first_row)]
-                waiting.append(thread.submit(_write, encoder.arrays(block), parts))
+            for arrays in blocks(source):
+                length = len(next(iter(arrays.values())))
+                parts = [(writers[s], mask) for s, mask in plan.parts(source, length, first_row)]
+                waiting.append(thread.submit(_write, arrays, parts))
                 while len(waiting) > _BLOCKS_IN_FLIGHT:
                     waiting.popleft().result()
-                first_row += block.num_rows
+                first_row += length
             for future in waiting:
                 future.result()
         for split in targets:
@@ -194,15 +211,11 @@ def encode_items(dataset: DatasetConfig, files: Sequence[Path], spill: Spill, fi
         blocks = [encoder.arrays(block) for block in spill.blocks(SOURCE)]
     else:
         reader = RawReader(table, ids_given=not dataset.rebuild_dataset)
-        blocks = [encoder.arrays(_uncoded(block)) for block in reader.blocks(files, names)]
+        blocks = [encoder.arrays(CodedBlock(block)) for block in reader.blocks(files, names)]
     if not blocks:
         raise no_rows(files)
     columns = {name: np.concatenate([block[name] for block in blocks]) for name in names}
     write_items(folder, fitted.feature_map, columns, name_files(files))
-
-
-def _uncoded(block: Block) -> CodedBlock:
-    return CodedBlock(block, {})
 
 
 def _write(arrays: Mapping[str, np.ndarray], parts: list[tuple[SplitWriter, np.ndarray | None]]) -> None:

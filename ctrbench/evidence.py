@@ -199,7 +199,15 @@ _NEEDED = {
     "epochs": int,
     "timings": dict,
 }
-_KINDS = {**_NEEDED, "data_hash": str, "settings_hash": str, "config_hash": str, "model": str, "environment": dict}
+_KINDS = {
+    **_NEEDED,
+    "data_hash": str,
+    "settings_hash": str,
+    "config_hash": str,
+    "model": str,
+    "environment": dict,
+    "determinism": str,
+}
 # Runs that are alike in these are of one experiment.
 _CELL = ("dataset_id", "expid", "settings_hash", "data_hash")
 

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ from ctrbench.errors import DataError
 from ctrbench.features import FeatureMap
 from ctrbench.files import atomic_path
 from ctrbench.interning import Interner, TokenIds
-from ctrbench.items import SOURCE, history_columns, item_dataset, key_column, split_dataset
+from ctrbench.items import SOURCE, item_dataset, key_column, split_dataset
 from ctrbench.rawdata import RawReader
 from ctrbench.schema import DatasetConfig, FeatureColumn
 from ctrbench.sources import RawRows
@@ -53,32 +51,64 @@ class Fitted:
     histories: list[str] = field(default_factory=list)
 
 
+def new_statistics(
+    dataset: DatasetConfig, folder: Path, histories: Sequence[str], tokens_in_memory: int | None = None
+) -> Statistics:
+    """Statistics of the columns of the splits, with nothing counted yet."""
+    columns = [column for column in split_dataset(dataset).feature_cols if column.active]
+    ids_given = not dataset.rebuild_dataset
+    return Statistics(columns, folder, ids_given=ids_given, histories=histories, tokens_in_memory=tokens_in_memory)
+
+
+def count(rows: RawRows, statistics: Statistics, spill: Spill, num_threads: int | None = None) -> None:
+    """Take the statistics of all sources; the rows that were read for it are kept in `spill`, by source, for encoding.
+
+    Nothing is read where there is nothing to fit.
+
+    Raises:
+        DataError: the raw data cannot be read.
+    """
+    if not statistics.is_needed:
+        return
+    with ThreadPoolExecutor(num_threads or num_cores(), thread_name_prefix="columns") as threads:
+        for source in rows.plan.sources:
+            first_row = 0
+            for block in rows.blocks(source):
+                parts = dict(rows.plan.parts(source, block.frame.height, first_row))
+                mask = parts.get("train", False)
+                spill.append(source, statistics.add(block, True if mask is None else mask, threads))
+                first_row += block.frame.height
+
+
 def fit(
     dataset: DatasetConfig,
-    rows: RawRows,
+    statistics: Statistics,
+    histories: list[str],
     spill: Spill,
     folder: Path,
     root: Path,
-    item_files: Sequence[Path] = (),
+    files: Mapping[str, Sequence[Path]],
 ) -> Fitted:
     """Fit everything and complete the feature map, exactly as FuxiCTR's FeatureProcessor numbers it.
 
-    Vocabularies and scalers are fitted on the training split alone, those of item features on the item table. Where
-    there is something to fit, the rows that were read for it are kept in `spill`, by source, for encoding.
+    Vocabularies and scalers are fitted on the training split alone, those of item features on the item table, whose rows
+    are kept in `spill` for encoding.
+
+    Args:
+        dataset: its configuration.
+        statistics: of the columns of the splits, from `count`.
+        histories: meta features that are lists of item ids.
+        spill: for the rows of the item table.
+        folder: of the dataset.
+        root: folder of relative paths.
+        files: raw files by source.
 
     Raises:
-        DataError: the raw data cannot be read or a column keeps no token.
+        DataError: the item table cannot be read or a column keeps no token.
     """
     columns = [column for column in dataset.feature_cols if column.active]
-    ids_given = not dataset.rebuild_dataset
-    start, train = time.perf_counter(), rows.plan.sources["train"]
-    histories = history_columns(dataset, rows.reader, train)
-    in_splits = [column for column in split_dataset(dataset).feature_cols if column.active]
-    statistics = Statistics(in_splits, spill.folder, ids_given=ids_given, histories=histories)
+    train, item_files = files["train"], files.get(SOURCE, ())
     with ThreadPoolExecutor(num_cores(), thread_name_prefix="columns") as threads:
-        if statistics.is_needed:
-            for source in rows.plan.sources:
-                _read(rows, source, statistics, spill, threads)
         in_table, item_statistics = _item_statistics(dataset, item_files, spill, threads)
     fitted = Fitted(FeatureMap(dataset.dataset_id, str(folder)), histories=histories)
     fitted.feature_map.labels = [label.name for label in dataset.label_col]
@@ -94,18 +124,7 @@ def fit(
     _finish_sizes(fitted, columns)
     _make_encoders(fitted, columns, statistics.interners, fitted.encoders)
     _make_encoders(fitted, columns, item_statistics.interners, fitted.item_encoders)
-    logging.info("Fit feature map: %d features in %.1f s", len(columns), time.perf_counter() - start)
     return fitted
-
-
-def _read(rows: RawRows, source: str, statistics: Statistics, spill: Spill, threads: ThreadPoolExecutor) -> None:
-    """Take the statistics of one source and keep its rows in `spill`."""
-    first_row = 0
-    for block in rows.blocks(source):
-        parts = dict(rows.plan.parts(source, block.frame.height, first_row))
-        mask = parts.get("train", False)
-        spill.append(source, statistics.add(block, True if mask is None else mask, threads))
-        first_row += block.frame.height
 
 
 def _item_statistics(
@@ -172,7 +191,7 @@ def _fit_column(
             )
     elif column.type == "numeric":
         if column.normalizer and not ids_given:
-            fitted.scalers[name] = statistics.moments[name].shift_and_scale(column.normalizer)
+            fitted.scalers[name] = statistics.moments(name).shift_and_scale(column.normalizer)
     else:
         if column.emb_output_dim is not None:
             spec["emb_output_dim"] = column.emb_output_dim

@@ -52,6 +52,19 @@ class _Sealed:
         return np.asarray(np.load(getattr(self, name), mmap_mode="r", allow_pickle=False))
 
 
+@dataclass(frozen=True)
+class InternedPart:
+    """All that an interner knows, in files: sealed generations and the tokens of each."""
+
+    sealed: tuple[_Sealed, ...]
+    tokens: tuple[tuple[Path, ...], ...]
+
+    @property
+    def num_generations(self) -> int:
+        """Tables that codes may belong to."""
+        return len(self.sealed)
+
+
 class Interner:
     """Codes and counts of one column.
 
@@ -155,6 +168,24 @@ class Interner:
         self._tokens.append([])
         self._table, self._counts = TokenTable(), np.zeros(1 << 10, np.int64)
         self._near = np.zeros(0, np.uint32)
+
+    def part(self) -> InternedPart:
+        """Write everything out, for a process that joins the parts of several."""
+        self.seal()
+        chunks = self._tokens[: len(self._sealed)]
+        tokens = [tuple(chunk for chunk in of_one if isinstance(chunk, Path)) for of_one in chunks]
+        return InternedPart(tuple(self._sealed), tuple(tokens))
+
+    def join(self, part: InternedPart) -> int:
+        """Add the generations of a part that was made with the same hash seeds; the number of its first one here.
+
+        Joining is associative: the result depends on the order of the parts, not on how they were grouped.
+        """
+        self.seal()
+        first = len(self._sealed)
+        self._sealed += part.sealed
+        self._tokens[-1:] = [*map(list, part.tokens), []]
+        return first
 
     def _live_counts(self) -> np.ndarray:
         self._counts = with_room(self._counts, self.num_tokens + 1)

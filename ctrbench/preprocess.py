@@ -20,14 +20,16 @@ from filelock import FileLock, Timeout
 from ctrbench import items
 from ctrbench import manifest as manifests
 from ctrbench.columns import dataset_problems
-from ctrbench.encoding import encode, encode_items
+from ctrbench.encoding import encode_items, encoded_blocks, write_splits
+from ctrbench.engines import Engine
 from ctrbench.errors import ConfigError, DataError
 from ctrbench.features import FeatureMap, load_feature_map
 from ctrbench.files import atomic_path, sha256_of_file, sha256_of_value, storage_error
-from ctrbench.fitting import Fitted, fit
+from ctrbench.fitting import Fitted, count, fit, new_statistics
 from ctrbench.rawdata import RawReader, resolve_files
 from ctrbench.ready_data import is_encoded, is_read_in_place
 from ctrbench.schema import DatasetConfig
+from ctrbench.shards import Shards
 from ctrbench.sources import RawRows
 from ctrbench.spill import Spill, scratch_folder
 from ctrbench.splits import SPLITS, plan_splits
@@ -60,7 +62,12 @@ class DataFolder:
 
 
 def build_dataset(
-    dataset: DatasetConfig, *, root: Path, task: str | Sequence[str] = "binary_classification", fresh: bool = False
+    dataset: DatasetConfig,
+    *,
+    root: Path,
+    task: str | Sequence[str] = "binary_classification",
+    fresh: bool = False,
+    engine: Engine | None = None,
 ) -> DataFolder:
     """Build a dataset unless a complete one from the same sources and settings is there.
 
@@ -71,6 +78,8 @@ def build_dataset(
         root: folder of relative paths.
         task: binary_classification demands labels 0 and 1; a list has one task for each label.
         fresh: build in any case.
+        engine: works on the raw files side by side; by default this process reads one after the other. The result is the
+            same to the last byte.
 
     Raises:
         ConfigError: settings that contradict each other, all of them at once.
@@ -102,7 +111,7 @@ def build_dataset(
         # Another process may have built it while this one waited.
         if not fresh and (found := _reusable(dataset, folder, settings, files)) is not None:
             return found
-        _build(dataset, root, folder, settings, files, task)
+        _build(dataset, root, folder, settings, files, task, engine)
     finally:
         lock.release()
     built = manifests.read(folder)
@@ -187,6 +196,7 @@ def _build(
     settings: str,
     files: dict[str, list[Path]],
     task: str | Sequence[str],
+    engine: Engine | None,
 ) -> None:
     if not files:
         raise DataError(f"{folder}: its source files are gone, so it cannot be built: restore train_data")
@@ -202,11 +212,24 @@ def _build(
         for split, paths in plan.sources.items():
             logging.info("Reading files: %s: %s", split, ", ".join(str(path) for path in paths))
         rows, item_files = RawRows(dataset, reader, plan, task), files.get(items.SOURCE, [])
+        histories = items.history_columns(dataset, reader, files["train"])
+        statistics = new_statistics(dataset, scratch, histories)
         with Spill(scratch) as spill:
-            fitted = fit(dataset, rows, spill, folder, root, item_files)
+            shards = None if engine is None else Shards(dataset, rows, task, histories, scratch, engine)
+            if shards is None:
+                count(rows, statistics, spill)
+            else:
+                shards.count(statistics)
+            fitted = fit(dataset, statistics, histories, spill, folder, root, files)
+            logging.info(
+                "Fit feature map: %d features in %.1f s",
+                sum(column.active for column in dataset.feature_cols),
+                time.perf_counter() - start,
+            )
             if item_files:
                 encode_items(dataset, item_files, spill, fitted, folder)
-            num_rows = encode(dataset, rows, spill, fitted, folder)
+            blocks = encoded_blocks(dataset, rows, spill, fitted) if shards is None else shards.encoded_blocks(fitted)
+            num_rows = write_splits(rows, blocks, fitted, folder)
         described = sources.result()
     if not manifests.unchanged(described):
         raise DataError(f"{folder}: the source files changed while they were read: run again when they are complete")

@@ -14,24 +14,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from fuxictr.pytorch.torch_utils import get_device, seed_everything
 
 import ctrbench
 from ctrbench.batches import Batches, ResidentData, fits, load_items
-from ctrbench.checkpoint import check_weights, load_checkpoint
 from ctrbench.config import Experiment, load_run
+from ctrbench.determinism import deterministic_operators, promise
 from ctrbench.embedding import embedding_parameters
 from ctrbench.environment import describe_environment, peak_memory, reset_peak_memory
 from ctrbench.errors import ConfigError, DataError
 from ctrbench.evidence import seal
 from ctrbench.features import FeatureMap, load_feature_map
-from ctrbench.files import shown_path, storage_error, storing, write_json, write_text
+from ctrbench.files import shown_path, write_json, write_text
 from ctrbench.hooks import own_hooks
 from ctrbench.memory import bytes_per_parameter, check_tables
 from ctrbench.preprocess import DataFolder, build_dataset, expected_hash
-from ctrbench.profiling import PROFILE, TRACE, write_profile
+from ctrbench.profiling import write_profile
+from ctrbench.run_directory import append_result, can_resume, clear, exclusive
 from ctrbench.runlog import RunLog, as_json, watch
 from ctrbench.streaming import StreamedBatches
 from ctrbench.throughput import DataClock, Times, describe_speed
@@ -98,10 +98,11 @@ def run(
     """
     started = time.perf_counter()
     check_gpu(gpu)
-    reset_peak_memory(gpu)
     session = session or Session()
     settings = experiment.training
-    with RunLog(0 if session.is_quiet else settings.verbose, session.title) as log:
+    verbose = 0 if session.is_quiet else settings.verbose
+    with RunLog(verbose, session.title) as log, deterministic_operators(settings.deterministic, gpu):
+        reset_peak_memory(gpu)
         logger.info("ctrbench version: %s", ctrbench.__version__)
         logger.info("Params: %s", as_json({**experiment.flat(), "gpu": gpu, "model_id": experiment.expid}))
         seed_everything(settings.seed)
@@ -116,9 +117,9 @@ def run(
         }
         _check_labels(experiment, data, feature_map, batches)
         run_dir = experiment.run_dir
-        with _exclusive(run_dir, session.patience):
-            is_resumed = not fresh and _can_resume(experiment, data)
-            _clear(run_dir, keep_progress=is_resumed)
+        with exclusive(run_dir, session.patience):
+            is_resumed = not fresh and can_resume(experiment, data)
+            clear(run_dir, keep_progress=is_resumed)
             log.open(run_dir / "train.log", append=is_resumed)
             write_text(run_dir / "config.yaml", experiment.to_yaml())
             write_json(run_dir / "data_hash.json", data.data_hash)
@@ -137,13 +138,15 @@ def run(
                 config_hash=experiment.config_hash,
                 settings_hash=experiment.settings_hash,
                 model_hash=source_hash(experiment.zoo),
+                determinism=promise(trainer.device, settings.deterministic, session.notes.get("stack"), is_resumed),
                 command=command,
                 is_resumed=is_resumed,
                 **session.notes,
             )
+            logger.info("Determinism: %s", report["determinism"])
             logger.info("Report: %s", shown_path(run_dir / "report.json"))
             log.close_file()  # its hash goes into the report
-            _append_result(experiment, report, command)
+            append_result(experiment, report, command)
             seal(run_dir, report, experiment.root / settings.model_root)
     return report
 
@@ -361,59 +364,3 @@ def _num_threads(batch_size: int, feature_map: FeatureMap) -> int:
 def available_threads() -> int:
     """Threads that torch had when the process began: a small run before this one may have set fewer."""
     return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-
-
-def _can_resume(experiment: Experiment, data: DataFolder) -> bool:
-    run_dir = experiment.run_dir
-    if (run_dir / "DONE").exists() or not (run_dir / "last.ckpt").exists():
-        return False
-    try:
-        previous = load_run(run_dir)
-        state = load_checkpoint(run_dir / "last.ckpt")
-        if state.get("progress", {}).get("best_epoch"):  # weights that only the end of the run would miss
-            check_weights(run_dir / "best.safetensors")
-        same = previous.config_hash == experiment.config_hash
-        same = same and json.loads((run_dir / "data_hash.json").read_text()) == data.data_hash
-    except (ConfigError, DataError, OSError, ValueError, AttributeError) as error:
-        logger.warning("The unfinished run in %s is damaged: starting anew (%s)", run_dir, error)
-        return False
-    if not same:
-        logger.info("The unfinished run in %s is of another configuration or data: starting anew", run_dir)
-    return same
-
-
-def _clear(run_dir: Path, keep_progress: bool) -> None:
-    leftovers = [run_dir / name for name in ("DONE", "report.json", PROFILE, TRACE)]
-    for leftover in (*leftovers, *run_dir.glob(".*.partial")):
-        leftover.unlink(missing_ok=True)
-    if not keep_progress:
-        for name in ("metrics.jsonl", "best.safetensors", "best.model", "last.ckpt", "data_hash.json", "train.log"):
-            (run_dir / name).unlink(missing_ok=True)
-
-
-def _exclusive(run_dir: Path, patience: float) -> Any:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(run_dir / ".lock").acquire(timeout=patience)
-    except filelock.Timeout as error:
-        raise ConfigError(
-            f"{run_dir}: another process is running this experiment: wait for it, or use another seed"
-        ) from error
-    except OSError as error:
-        raise storage_error(error, run_dir) from error
-
-
-def _append_result(experiment: Experiment, report: dict[str, Any], command: str) -> None:
-    """FuxiCTR's result row, in `<model_root>/results.csv`; one writer at a time."""
-    path = experiment.root / experiment.training.model_root / "results.csv"
-
-    def cell(split: str) -> str:
-        values = report["metrics"].get(split, {})
-        return " - ".join(f"{name}: {value:.6f}" for name, value in values.items()) or "N.A."
-
-    row = (
-        f" {time.strftime('%Y%m%d-%H%M%S')},[command] {command},[exp_id] {experiment.expid},"
-        f"[dataset_id] {experiment.training.dataset_id},[train] N.A.,[val] {cell('valid')},[test] {cell('test')}\n"
-    )
-    with storing(path), filelock.FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as stream:
-        stream.write(row)

@@ -6,6 +6,8 @@ FuxiCTR's names throughout. `config.py` reads the YAML and turns what pydantic f
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +34,25 @@ def _check_separator(value: str) -> str:
     if len(value) != 1 or not value.isascii():
         raise PydanticCustomError("separator", 'Input should be one ASCII character (a tab is "\\t" in double quotes)')
     return value
+
+
+_MINUTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*min(?:ute|utes)?")
+
+
+def _minutes(text: str) -> float | None:
+    """The number in `10 min`, `10min`, `0.5 minutes`; None for anything else, and for no time at all."""
+    match = _MINUTES.fullmatch(text)
+    minutes = float(match[1]) if match else 0.0
+    return minutes if 0 < minutes < math.inf else None
+
+
+def _check_checkpoint_every(value: Any) -> Any:
+    if value is None or (type(value) is int and value >= 1) or (isinstance(value, str) and _minutes(value)):
+        return value
+    raise PydanticCustomError("checkpoint_every", "Input should be a number of steps (500) or of minutes (10 min)")
+
+
+CheckpointEvery = Annotated[int | str | None, BeforeValidator(_check_checkpoint_every)]
 
 
 class _Section(BaseModel):
@@ -166,18 +187,30 @@ class TrainingConfig(_Section):
     min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-6
     eval_steps: PositiveInt | None = None
     save_best_only: bool = True
-    checkpoint_every: PositiveInt | None = None
+    checkpoint_every: CheckpointEvery = None
     device_cache: Literal["auto", "resident", "stream"] = "auto"
     shuffle_buffer: PositiveInt = 1 << 20
     speed: Literal["auto", "plain"] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compile: bool = False
     cuda_graph: bool = False
+    deterministic: bool = False
     group_id: str | None = None
     use_features: list[str] | None = None
     feature_specs: list[dict[str, Any]] | None = None
     model_root: str = "./runs/"
     verbose: NonNegativeInt = 1
+
+    @property
+    def checkpoint_steps(self) -> int | None:
+        """Steps from one checkpoint to the next, where `checkpoint_every` is given in steps."""
+        return self.checkpoint_every if isinstance(self.checkpoint_every, int) else None
+
+    @property
+    def checkpoint_seconds(self) -> float | None:
+        """Seconds from one checkpoint to the next, where `checkpoint_every` is given in minutes."""
+        minutes = _minutes(self.checkpoint_every) if isinstance(self.checkpoint_every, str) else None
+        return None if minutes is None else 60 * minutes
 
 
 # Keys of stock FuxiCTR files that nothing here reads: accepted, with one warning that names them. A model whose

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -25,18 +25,27 @@ class RawRows:
         reader: of its files.
         plan: which rows make up which split.
         task: binary_classification demands labels 0 and 1; a list has one task for each label.
+        labels: label columns by source where they are known: these are then some of the rows of each source, or none.
 
     Attributes:
         labels: label columns by source: all, or none where the test split has none.
     """
 
-    def __init__(self, dataset: DatasetConfig, reader: RawReader, plan: SplitPlan, task: str | Sequence[str]):
+    def __init__(
+        self,
+        dataset: DatasetConfig,
+        reader: RawReader,
+        plan: SplitPlan,
+        task: str | Sequence[str],
+        labels: Mapping[str, list[str]] | None = None,
+    ):
         self.reader, self.plan = reader, plan
         self._features = [column.name for column in split_dataset(dataset).feature_cols if column.active]
         names = [label.name for label in dataset.label_col]
         tasks = [task] * len(names) if isinstance(task, str) else task
         self._binary = {name for name, t in zip(names, tasks, strict=False) if t == "binary_classification"}
-        self.labels = {source: self._labels_present(source, names) for source in plan.sources}
+        self._may_be_empty = labels is not None
+        self.labels = labels or {source: self._labels_present(source, names) for source in plan.sources}
 
     def blocks(self, source: str) -> Iterator[Block]:
         """The prepared blocks of a source.
@@ -44,7 +53,7 @@ class RawRows:
         Raises:
             DataError: a file cannot be read, holds a value that does not fit, or there is no row.
         """
-        files, labels, is_empty = self.plan.sources[source], self.labels[source], True
+        files, labels, is_empty = self.plan.sources[source], self.labels[source], not self._may_be_empty
         for block in ahead(self.reader.blocks(files, self._features + labels)):
             _check_labels(block, labels, self._binary)
             yield block

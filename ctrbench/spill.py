@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ class CodedBlock:
     """A block whose token columns are codes; its frame holds the others."""
 
     block: Block
-    coded: Mapping[str, Coded]
+    coded: Mapping[str, Coded] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -77,7 +77,7 @@ class _Array:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class StoredBlock:
     """Where a block lies and how its bytes are read."""
 
     path: Path
@@ -85,6 +85,25 @@ class _Stored:
     first_row: int
     frame_bytes: int
     arrays: dict[str, tuple[_Array, _Array | None]]
+
+    def moved(self, generations: Mapping[str, int]) -> StoredBlock:
+        """With the generations of its codes moved up, as those of a part that others come before."""
+        arrays = {
+            name: (replace(codes, generation=codes.generation + generations[name]), lengths)
+            for name, (codes, lengths) in self.arrays.items()
+        }
+        return replace(self, arrays=arrays)
+
+    def read(self) -> CodedBlock:
+        """The block."""
+        with self.path.open("rb") as stream:
+            frame = pl.read_ipc(stream.read(self.frame_bytes)) if self.frame_bytes else pl.DataFrame()
+            coded = {}
+            for name, (codes, lengths) in self.arrays.items():
+                values = np.fromfile(stream, codes.dtype, codes.size)
+                of_rows = None if lengths is None else np.fromfile(stream, lengths.dtype, lengths.size)
+                coded[name] = Coded(values, codes.generation, of_rows)
+        return CodedBlock(Block(frame, self.file, self.first_row), coded)
 
 
 class Spill:
@@ -96,8 +115,8 @@ class Spill:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._blocks: dict[str, list[Future[_Stored]]] = {}
-        self._waiting: deque[Future[_Stored]] = deque()
+        self._blocks: dict[str, list[Future[StoredBlock]]] = {}
+        self._waiting: deque[Future[StoredBlock]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spill-writer")
 
     def __enter__(self) -> Spill:
@@ -126,12 +145,16 @@ class Spill:
         """The blocks of a source in the order in which they came, each once."""
         for future in self._blocks.pop(source, []):
             stored = future.result()
-            block = _read(stored)
+            block = stored.read()
             stored.path.unlink(missing_ok=True)
             yield block
 
+    def stored(self, source: str) -> list[StoredBlock]:
+        """Where the blocks of a source are, for another process that reads them."""
+        return [future.result() for future in self._blocks.get(source, [])]
 
-def _write(path: Path, coded: CodedBlock) -> _Stored:
+
+def _write(path: Path, coded: CodedBlock) -> StoredBlock:
     frame, arrays = coded.block.frame, {}
     with storing(path), path.open("wb") as stream:
         if frame.width:
@@ -144,16 +167,4 @@ def _write(path: Path, coded: CodedBlock) -> _Stored:
                 stream.write(column.lengths.data)
                 lengths = _Array(column.lengths.dtype, len(column.lengths))
             arrays[name] = codes, lengths
-    return _Stored(path, coded.block.file, coded.block.first_row, frame_bytes, arrays)
-
-
-def _read(stored: _Stored) -> CodedBlock:
-    with stored.path.open("rb") as stream:
-        frame = pl.read_ipc(stream.read(stored.frame_bytes)) if stored.frame_bytes else pl.DataFrame()
-        coded = {}
-        for name, (codes, lengths) in stored.arrays.items():
-            values = np.fromfile(stream, codes.dtype, codes.size)
-            coded[name] = Coded(
-                values, codes.generation, None if lengths is None else np.fromfile(stream, lengths.dtype, lengths.size)
-            )
-    return CodedBlock(Block(frame, stored.file, stored.first_row), coded)
+    return StoredBlock(path, coded.block.file, coded.block.first_row, frame_bytes, arrays)

@@ -11,7 +11,18 @@ import polars as pl
 _TAG = np.uint64(0xFFFFFFFF00000000)
 _TAG_BIT = np.uint64(1 << 32)  # set in every tag, so that an empty slot matches none
 _CHUNK = 1 << 20  # tokens moved at once when a table grows
-_SEEDS = (secrets.randbits(63), secrets.randbits(63))  # drawn anew, so that no file can be made to collide
+_seeds = (secrets.randbits(63), secrets.randbits(63))  # drawn anew, so that no file can be made to collide
+
+
+def hash_seeds() -> tuple[int, int]:
+    """The seeds of this process's hashes."""
+    return _seeds
+
+
+def use_hash_seeds(seeds: tuple[int, int]) -> None:
+    """Hash as another process does, so that the tables of the two can be joined; before any table is made."""
+    global _seeds
+    _seeds = seeds
 
 
 def hashed(tokens: pl.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -21,7 +32,7 @@ def hashed(tokens: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     billion distinct tokens makes a confusion less likely than 10^-10.
     """
     if tokens.dtype == pl.String:
-        key, tag = (tokens.hash(seed).to_numpy() for seed in _SEEDS)
+        key, tag = (tokens.hash(seed).to_numpy() for seed in _seeds)
         return key, (tag & _TAG) | _TAG_BIT
     if tokens.dtype == pl.Float64:
         bits = (tokens.fill_null(0).to_numpy() + 0.0).view(np.uint64)  # + 0.0: -0.0 is the token 0.0

@@ -15,7 +15,6 @@ import functools
 import logging
 import math
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from ctrbench import hooks
 from ctrbench.acceleration import in_full_precision, make_fast_step, make_plain_step, num_rows
 from ctrbench.batches import Batches
 from ctrbench.checkpoint import (
+    CheckpointSchedule,
     load_checkpoint,
     load_weights,
     random_state,
@@ -110,6 +110,7 @@ class Trainer:
         self.on_evaluation = on_evaluation or (lambda history: None)
         self.should_stop = should_stop
         self.progress = Progress()
+        self._checkpoints = CheckpointSchedule(settings.checkpoint_steps, settings.checkpoint_seconds)
         self.monitor = {settings.monitor: 1} if isinstance(settings.monitor, str) else settings.monitor
         self.params = params or {}
         self._forms = FormFinder(model, self.params.get("max_len"), data_loader)
@@ -153,6 +154,7 @@ class Trainer:
         if resume:
             self._restore()
             at = self.progress
+        self._checkpoints.restart()
         logger.info("Start training: %d batches/epoch", len(train))
         if not at.is_stopped:
             logger.info("************ Epoch=%d start ************", at.epoch + 1)
@@ -254,21 +256,24 @@ class Trainer:
             at.is_stopped = at.is_stopped or model._stop_training  # a step of its own may say so
             is_evaluation = at.total_steps % eval_steps == 0
             is_asked_to_stop = self.should_stop()
-            is_checkpoint = is_asked_to_stop or at.total_steps % (self.settings.checkpoint_every or sys.maxsize) == 0
-            if self.device.type == "cpu" or steps == GPU_LOSS_CHECK_STEPS or is_evaluation or is_checkpoint:
+            if self.device.type == "cpu" or steps == GPU_LOSS_CHECK_STEPS or is_evaluation:
                 at.loss_sum, at.loss_steps = at.loss_sum + self._finite(losses), at.loss_steps + steps
                 losses, steps = torch.zeros((), device=self.device), 0
             if is_evaluation:
                 at.train_seconds += time.perf_counter() - started
                 self._evaluate_and_decide(valid, len(train))
                 started = time.perf_counter()
-            elif is_checkpoint:
-                self._save()
+            elif is_asked_to_stop or self._checkpoints.is_due(at.total_steps):
+                # What was summed up so far goes on, so that no figure depends on when a checkpoint is written.
+                loss_sum, loss_steps = at.loss_sum + self._finite(losses), at.loss_steps + steps
+                self._save(dataclasses.replace(at, loss_sum=loss_sum, loss_steps=loss_steps))
             if is_asked_to_stop:
                 where = f"epoch {at.epoch + 1}, batch {at.batch}"
                 raise InterruptedRunError(f"stopped in {where}: the same command goes on from there")
             if at.is_stopped:
                 break
+        if steps:  # the next evaluation is in another epoch
+            at.loss_sum, at.loss_steps = at.loss_sum + self._finite(losses), at.loss_steps + steps
         at.train_seconds += time.perf_counter() - started
 
     def _guarded_step(self, batch: Any) -> Tensor:
@@ -345,6 +350,7 @@ class Trainer:
                 "loop": hooks.loop_state(self.model),
             }
             save_checkpoint(self.last_checkpoint, state)
+        self._checkpoints.restart()
 
     def _restore(self) -> None:
         assert self.last_checkpoint is not None

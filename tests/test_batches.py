@@ -107,7 +107,7 @@ def test_from_file(tmp_path: Path) -> None:
 
 def test_a_split_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     test_from_file(tmp_path)
-    monkeypatch.setattr("ctrbench.batches._available_memory", lambda: 10)
+    monkeypatch.setattr("ctrbench.batches.free_memory", lambda device: 10)
     with pytest.raises(
         DataError, match=r"test\.h5: its 3 rows need .* GiB on cpu, which has .*: set device_cache: stream"
     ):

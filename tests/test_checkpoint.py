@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from ctrbench.checkpoint import (
+    CheckpointSchedule,
     check_weights,
     checksum,
     load_checkpoint,
@@ -265,6 +267,22 @@ def test_training_state(tmp_path: Path) -> None:
     assert torch.equal(loaded["optimizer"]["state"][0]["exp_avg"], state["optimizer"]["state"][0]["exp_avg"])
     assert all(torch.equal(loaded["model"][name], tensor) for name, tensor in state["model"].items())
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_when_a_checkpoint_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("ctrbench.checkpoint.time", types.SimpleNamespace(monotonic=lambda: now))
+    assert not any(CheckpointSchedule(None, None).is_due(step) for step in range(1, 10))
+    assert [step for step in range(1, 10) if CheckpointSchedule(4, None).is_due(step)] == [4, 8]
+    schedule = CheckpointSchedule(None, 30.0)
+    now += 29.9
+    assert not schedule.is_due(1)
+    now += 0.2
+    assert schedule.is_due(2) and schedule.is_due(3)  # until it is written
+    schedule.restart()
+    assert not schedule.is_due(4)
+    now += 30.0
+    assert schedule.is_due(5)
 
 
 def draw() -> list[Any]:

@@ -199,6 +199,29 @@ TRAINING, DATASET = "--set: Toy_a", "--set: tiny"
         ("learning_rate=.inf", f"{TRAINING}.learning_rate: must be a finite number, got inf"),
         ("metrics=[]", f"{TRAINING}.metrics: must not be empty, got []"),
         ("metrics=[AUC, 3]", f"{TRAINING}.metrics: must be a string, got 3"),
+        (
+            "checkpoint_every=0",
+            f"{TRAINING}.checkpoint_every: must be a number of steps (500) or of minutes (10 min), got 0",
+        ),
+        (
+            "checkpoint_every=10 s",
+            f"{TRAINING}.checkpoint_every: must be a number of steps (500) or of minutes (10 min), got '10 s'",
+        ),
+        ("checkpoint_every='10'", "checkpoint_every: must be a number of steps (500) or of minutes (10 min), got '10'"),
+        ("checkpoint_every=0.5", "checkpoint_every: must be a number of steps (500) or of minutes (10 min), got 0.5"),
+        ("checkpoint_every=true", "checkpoint_every: must be a number of steps (500) or of minutes (10 min), got True"),
+        (
+            "checkpoint_every=[10 min]",
+            "checkpoint_every: must be a number of steps (500) or of minutes (10 min), got ['10 min']",
+        ),
+        (
+            "checkpoint_every=0.0 min",
+            "checkpoint_every: must be a number of steps (500) or of minutes (10 min), got '0.0 min'",
+        ),
+        (
+            "checkpoint_every=-1 min",
+            "checkpoint_every: must be a number of steps (500) or of minutes (10 min), got '-1 min'",
+        ),
         ("monitor=AUCC", f"{TRAINING}.monitor: unknown metric 'AUCC' (did you mean 'AUC'?); known: "),
         ("monitor=3", f"{TRAINING}.monitor: must be a string or a dictionary, got 3"),
         ("monitor={AUC: x}", f"{TRAINING}.monitor: must be a number, got 'x'"),
@@ -362,6 +385,8 @@ def test_what_is_refused(repository: Repository, override: str, line: str) -> No
         "embedding_regularizer=l1_l2(1e-3, 1e-4)",
         "use_features=[user, price]",
         "feature_specs=[{name: user, embedding_dim: 2}, {name: [item, tags], embedding_dim: 2}]",
+        "checkpoint_every=500",
+        "checkpoint_every=10 min",
         "valid_size=100",
         "valid_size=0.1",
     ],
@@ -601,6 +626,24 @@ def test_the_root_of_a_relative_path(repository: Repository, monkeypatch: pytest
     assert find_root(Path(".")) == repository.root
     monkeypatch.chdir(repository.root)
     assert find_root(Path("model_zoo/Toy/config")) == repository.root
+
+
+@pytest.mark.parametrize(
+    ("value", "steps", "seconds"),
+    [
+        (None, None, None),
+        (500, 500, None),
+        ("10 min", None, 600),
+        ("10min", None, 600),
+        ("10 minutes", None, 600),
+        ("1 minute", None, 60),
+        ("0.5 min", None, 30),
+    ],
+)
+def test_checkpoints_by_steps_or_by_minutes(value: Any, steps: int | None, seconds: float | None) -> None:
+    settings = TrainingConfig(model="Toy", dataset_id="tiny", checkpoint_every=value)
+    assert (settings.checkpoint_steps, settings.checkpoint_seconds) == (steps, seconds)
+    assert settings.checkpoint_every == value  # config.yaml says it as it was written
 
 
 def make_experiment(training: dict[str, Any] | None = None, dataset: dict[str, Any] | None = None) -> Experiment:

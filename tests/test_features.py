@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ctrbench.errors import ConfigError, CtrbenchError, DataError
-from ctrbench.features import FeatureMap, feature_encoder_problem, load_feature_map
+from ctrbench.feature_encoders import feature_encoder_problem
+from ctrbench.features import FeatureMap, load_feature_map
 
 ITEM = {"source": "item", "type": "categorical", "padding_idx": 0, "vocab_size": 10}
 HISTORY = {

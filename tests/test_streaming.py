@@ -196,7 +196,7 @@ def test_a_streamed_run_that_was_stopped_goes_on_to_the_same_weights(repository:
 def test_a_split_that_does_not_fit_is_streamed_and_says_so(
     repository: SmallRepository, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ctrbench.batches._available_memory", lambda: 1000)
+    monkeypatch.setattr("ctrbench.batches.free_memory", lambda device: 1000)
     with caplog.at_level(logging.WARNING):
         report = train(repository, "shuffle_buffer=200")
     assert "does not fit cpu: it is streamed, and shuffled within 200 rows (shuffle_buffer)" in caplog.text

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.models import BaseModel
 
 from ctrbench import stopping
+from ctrbench import trainer as trainer_module
 from ctrbench.batches import Batches
 from ctrbench.embedding import MergedEmbeddingDict
 from ctrbench.errors import DataError, TrainingError
@@ -168,8 +171,11 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [5, 11, 17])
-@pytest.mark.parametrize("options", [{}, {"eval_steps": 4}, {"checkpoint_every": 3}])
+@pytest.mark.parametrize("options", [{}, {"eval_steps": 4}, {"checkpoint_every": 3}, {"checkpoint_every": "0.1 min"}])
 def test_resume_is_bit_identical(tmp_path: Path, stop_at: int, options: dict[str, Any], monkeypatch: Any) -> None:
+    # A clock by which every look at it, one a step, takes a second.
+    clock = types.SimpleNamespace(monotonic=itertools.count(0.0).__next__)
+    monkeypatch.setattr("ctrbench.checkpoint.time", clock)
     whole = fit(tmp_path / "whole", **options)
     step = Trainer.step
     steps = 0
@@ -193,6 +199,34 @@ def test_resume_is_bit_identical(tmp_path: Path, stop_at: int, options: dict[str
         return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in trainer.progress.history]
 
     assert without_times(whole) == without_times(resumed)
+
+
+def test_checkpoints_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("ctrbench.checkpoint.time", types.SimpleNamespace(monotonic=lambda: now))
+    step, save = Trainer.step, trainer_module.save_checkpoint
+    written: list[int] = []
+
+    def slow_step(self: Trainer, batch: Any) -> torch.Tensor:
+        nonlocal now
+        now += 10.0
+        return step(self, batch)
+
+    def slow_save(path: Path, state: dict[str, Any]) -> None:
+        nonlocal now
+        now += 15.0  # does not count: otherwise there might be nothing but checkpoints
+        written.append(state["progress"]["total_steps"])
+        save(path, state)
+
+    monkeypatch.setattr(Trainer, "step", slow_step)
+    monkeypatch.setattr(trainer_module, "save_checkpoint", slow_save)
+    by_clock = fit(tmp_path / "clock", checkpoint_every="0.4 min")  # of 11 steps in each of 3 epochs
+    assert written == [3, 6, 9, 11, 14, 17, 20, 22, 25, 28, 31, 33]  # an evaluation's checkpoint counts too
+    monkeypatch.undo()
+    without = fit(tmp_path / "without")
+    assert all(torch.equal(x, without.model.state_dict()[name]) for name, x in by_clock.model.state_dict().items())
+    figures = [[record["train_loss"] for record in t.progress.history] for t in (by_clock, without)]
+    assert figures[0] == figures[1]
 
 
 def decide(values: list[float], **options: Any) -> tuple[Trainer, list[float]]:

@@ -19,6 +19,7 @@ PARTS = {
     "build_dataset": "build_dataset",
     "seeds": "seeds",
     "build_scale": "build_scale",
+    "streaming": "streaming",
     "tuner": "tuner",
 }
 

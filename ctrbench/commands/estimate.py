@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ctrbench.commands.arguments import locate
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
@@ -23,13 +25,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _estimate(arguments: argparse.Namespace) -> int:
     import logging
 
-    from ctrbench.cli import _locate
     from ctrbench.config import load_experiment
     from ctrbench.estimate import describe
     from ctrbench.run import check_gpu
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    config_dir, zoo, _ = _locate(arguments)
+    config_dir, zoo, _ = locate(arguments)
     experiment = load_experiment(config_dir, arguments.expid, zoo, arguments.overrides, is_data_required=False)
     check_gpu(arguments.gpu)
     print("\n".join(describe(experiment, arguments.gpu)))
