@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ctrbench.bench import Bench
+from ctrbench.evidence import WEIGHTS
 from ctrbench.files import write_text
 from ctrbench.leaderboard import gaps
 from ctrbench.leaderboard.collect import collect
@@ -72,8 +73,10 @@ def main() -> int:
 def publish(board: Board) -> None:
     """Copy the evidence into the repository and write the tables and the page beside it."""
     copy_evidence(board, OUTPUT.parent)
-    best = max((run for row in board.tables[0].rows[:1] for run in row.runs), key=lambda run: run.report["best_value"])
-    write_board(moved_to(board, OUTPUT.parent), OUTPUT, look_at=best.folder)
+    # Earlier seeds may have come from another machine, without their weights.
+    here = [run for run in board.tables[0].rows[0].runs if (run.folder / WEIGHTS).is_file()]
+    best = max(here, key=lambda run: run.report["best_value"], default=None)
+    write_board(moved_to(board, OUTPUT.parent), OUTPUT, look_at=best.folder if best else None)
     (OUTPUT / "leaderboard.md").unlink()  # README.md has it
     write_text(OUTPUT / "README.md", page(board))
     print(page(board))

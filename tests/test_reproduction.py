@@ -21,8 +21,7 @@ from ctrbench.leaderboard.collect import collect
 from ctrbench.suite import load_suite
 
 FOLDER = ROOT / "benchmarks" / "leaderboard" / "ML_1M"
-# What is published so far of the suite's five.
-SEEDS = [2024, 2025, 2026, 2027]
+SEEDS = [2024, 2025, 2026, 2027, 2028]
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +85,7 @@ def test_the_evidence_in_the_repository_is_whole(published: dict[str, dict[str, 
     assert {expid for _, expid, _ in suite.experiments} <= set(published)
     board = collect(FOLDER)
     assert {row.expid for row in board.tables[0].rows} == set(published)
-    # The data of whoever runs this may be others, and of a few models one seed more was run than is shown.
-    expected = ("its data are others now", "also has seed 2028, which is left out here")
-    for row in board.tables[0].rows:
-        assert [problem for problem in row.problems if not any(text in problem for text in expected)] == []
-    unproven = {expid for expid, line in published.items() if line["status"] != "proven"}
-    assert unproven == {row.expid for row in board.tables[0].rows if any(expected[1] in text for text in row.problems)}
+    for row in board.tables[0].rows:  # the data of whoever runs this may be others
+        assert [problem for problem in row.problems if "its data are others now" not in problem] == []
+    # Weights stay where they were made: a row some of whose runs came without theirs is recorded.
+    assert {line["status"] for line in published.values()} <= {"proven", "recorded"}
