@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,7 +33,7 @@ _CUBLAS = re.compile(r"deterministic.*cublas", re.IGNORECASE | re.DOTALL)
 
 
 @contextlib.contextmanager
-def deterministic_operators(is_asked: bool, gpu: int) -> Iterator[None]:
+def deterministic_operators(is_asked: bool, gpu: int, compiles: bool = False) -> Iterator[None]:
     """Use deterministic operators inside, as far as the device's promise needs them; then leave torch as it was before.
 
     Runs in threads of one process share the setting, and the last of them to end gives it back. The work space of cuBLAS
@@ -41,6 +42,7 @@ def deterministic_operators(is_asked: bool, gpu: int) -> Iterator[None]:
     Args:
         is_asked: `deterministic: true`.
         gpu: index of the GPU; -1 is the CPU.
+        compiles: `compile: true`, so that torch's compiler has to know of it.
 
     Raises:
         TrainingError: it is asked for, and an operator has no deterministic form.
@@ -50,6 +52,8 @@ def deterministic_operators(is_asked: bool, gpu: int) -> Iterator[None]:
     if gpu >= 0 and not is_asked:
         yield
         return
+    if compiles:
+        import torch._inductor  # noqa: F401 (so that it is there to be told)
     _shared.take(_Setting(True, not is_asked, is_asked, True, False))
     try:
         yield
@@ -99,7 +103,10 @@ class _Setting:
         )
 
     def apply(self) -> None:
-        torch.use_deterministic_algorithms(self.is_deterministic, warn_only=self.warns_only)
+        if "torch._inductor" in sys.modules:
+            torch.use_deterministic_algorithms(self.is_deterministic, warn_only=self.warns_only)
+        else:  # the same, without loading the compiler, which takes as long as all else before the first step
+            torch.set_deterministic_debug_mode((1 if self.warns_only else 2) if self.is_deterministic else 0)
         # Memory that is read before it is written: a mistake, and to rule it out costs a pass over every new tensor.
         _memory.fill_uninitialized_memory = self.fills_memory
         torch.backends.cudnn.deterministic = self.cudnn_deterministic

@@ -101,7 +101,7 @@ def run(
     session = session or Session()
     settings = experiment.training
     verbose = 0 if session.is_quiet else settings.verbose
-    with RunLog(verbose, session.title) as log, deterministic_operators(settings.deterministic, gpu):
+    with RunLog(verbose, session.title) as log, deterministic_operators(settings.deterministic, gpu, settings.compile):
         reset_peak_memory(gpu)
         logger.info("ctrbench version: %s", ctrbench.__version__)
         logger.info("Params: %s", as_json({**experiment.flat(), "gpu": gpu, "model_id": experiment.expid}))

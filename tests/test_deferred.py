@@ -6,6 +6,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from conftest import ROOT
+
 SCRIPT = """
 import sys
 import ctrbench.cli, ctrbench.interpret, ctrbench.predict, ctrbench.run, ctrbench.zoo
@@ -28,6 +30,23 @@ assert type(fuxictr.metrics) is types.ModuleType and fuxictr.metrics.evaluate_me
 
 def test_heavy_modules_load_when_they_are_used_and_not_before() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_does_not_load_the_compiler(tiny_overrides: list[str]) -> None:
+    """It takes as long as all else before the first step."""
+    words = [
+        "run",
+        "--expid",
+        "SDCNv3_tiny",
+        *(word for value in [*tiny_overrides, "epochs=1"] for word in ("--set", value)),
+    ]
+    script = (
+        "import sys\nfrom ctrbench.cli import main\n"
+        f"assert main({words!r}) == 0\n"
+        "assert not {'torch._dynamo', 'torch._inductor', 'sympy', 'scipy', 'sklearn', 'ray'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
