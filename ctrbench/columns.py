@@ -51,11 +51,11 @@ def dataset_problems(dataset: DatasetConfig, where: Where) -> list[str]:
         problems.append(f"{where('feature_cols')}: no active column")
     for label in dataset.label_col:
         for key, problem in _label_problems(label):
-            problems.append(f"{where(f'label_col[{label.name!r}].{key}')}: {problem}")
+            problems.append(f"{where(f'label_col[{shown(label.name)}].{key}')}: {problem}")
     for position, column in enumerate(active):
         earlier = {c.name: c for c in active[:position]}
         for key, problem in _column_problems(column, earlier, [c.name for c in active], not dataset.rebuild_dataset):
-            problems.append(f"{where(f'feature_cols[{column.name!r}].{key}')}: {problem}")
+            problems.append(f"{where(f'feature_cols[{shown(column.name)}].{key}')}: {problem}")
     return problems
 
 
@@ -64,7 +64,7 @@ def basic_problems(dataset: DatasetConfig, where: Where, is_ready: bool = False)
     problems = []
     names = [c.name for c in dataset.feature_cols] + [c.name for c in dataset.label_col]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"{where('feature_cols')}: column '{name}' is listed more than once")
+        problems.append(f"{where('feature_cols')}: column {shown(name)} is listed more than once")
     if not dataset.train_data:
         problems.append(f"{where('train_data')}: missing, this key is required")
     if not is_ready and dataset.data_format not in ("h5", "npz"):

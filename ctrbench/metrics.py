@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ctrbench.errors import ConfigError, DataError, did_you_mean
+from ctrbench.yamlfile import shown
 
 _NDCG = re.compile(r"NDCG(?:@([1-9]\d*)|\(\s*(?:k\s*=\s*)?([1-9]\d*)\s*\))")
 
@@ -39,7 +40,7 @@ def parse_metrics(names: Sequence[str], group_id: str | None = None) -> list[str
     problems = []
     for name in dict.fromkeys(names):
         if not _is_known(name):
-            problems.append(f"metrics: unknown metric {name!r}{_suggestion(name)}; known: {', '.join(_KNOWN)}")
+            problems.append(f"metrics: unknown metric {shown(name)}{_suggestion(name)}; known: {', '.join(_KNOWN)}")
         elif _is_group_metric(name) and group_id is None:
             problems.append(f"metrics: {name} is computed within groups: set group_id to the column that names them")
     if problems:

@@ -67,7 +67,7 @@ def _key_of(location: tuple[Any, ...], values: dict[str, Any]) -> str:
         columns = values.get(parts[0])
         column = expand_columns(columns)[location[1]] if isinstance(columns, list) else None
         name = column.get("name", location[1]) if isinstance(column, dict) else location[1]
-        parts[0] += f"[{name!r}]"
+        parts[0] += f"[{shown(name)}]"
         if len(location) > 2:
             parts.append(str(location[2]))
     return ".".join(parts)

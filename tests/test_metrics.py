@@ -214,3 +214,9 @@ def test_many_groups_take_no_time():
     got = evaluate_metrics(y, p, ["AUC", "logloss", "gAUC", "MRR", "NDCG@10"], group)
     assert time.perf_counter() - start < 5
     assert got["AUC"] == pytest.approx(0.5, abs=5e-3) and got["gAUC"] == pytest.approx(0.5, abs=5e-3)
+
+
+def test_a_long_name_is_cut_in_the_message() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_metrics(["a" * 10_000])
+    assert "unknown metric 'aaaa" in str(raised.value) and len(str(raised.value)) < 500

@@ -527,7 +527,7 @@ def test_a_damaged_vocabulary_is_built_anew_or_refused(tmp_path: Path, caplog: p
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("function", ["fit", "encode", "_write_vocabulary"])
+@pytest.mark.parametrize("function", ["fit", "write_splits", "_write_vocabulary"])
 def test_interrupted_build_is_not_taken_for_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
