@@ -6,7 +6,7 @@
     python tests/soak/summary.py --only cost --ml-1m FOLDER
 
 The first leaves out nothing; `--ml-1m` adds the cost of a run of DCNv3_ML_1M on the prepared dataset in FOLDER (train.csv,
-valid.csv, test.csv). With `--only` the figures of the others stay as they were.
+valid.csv, test.csv), and runs of it to those that are killed. With `--only` the figures of the others stay as they were.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ def _soak(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
     if name == "hostile":
         found: dict[str, Any] = module.soak(options.seed, folder).to_dict()
         return found
+    if name == "kills" and options.ml_1m:
+        module.SIDES[ML_1M] = ("DCNv3_ML_1M", (*_ml_1m_files(options.ml_1m), "epochs=1", "checkpoint_every=20"))
     outcome = module.soak(getattr(options, name), options.seed, folder)
     if name == "cost" and options.ml_1m:
         real = _cost_on_ml_1m(module, options.ml_1m, folder)
@@ -79,8 +81,11 @@ def _cost_on_ml_1m(module: Any, raw: Path, folder: Path) -> Any:
     from soak_kills import SIDES
 
     SIDES[ML_1M] = ("DCNv3_ML_1M", ())
-    files = [f"{split}_data={raw.resolve() / split}.csv" for split in ("train", "valid", "test")]
-    return module.soak(1, 2024, folder / "ml_1m", side=ML_1M, overrides=(*files, "epochs=3"), limit=0.03)
+    return module.soak(1, 2024, folder / "ml_1m", side=ML_1M, overrides=(*_ml_1m_files(raw), "epochs=3"), limit=0.03)
+
+
+def _ml_1m_files(raw: Path) -> list[str]:
+    return [f"{split}_data={raw.resolve() / split}.csv" for split in ("train", "valid", "test")]
 
 
 def to_markdown(known: dict[str, Any]) -> str:
