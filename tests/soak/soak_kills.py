@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import sys
 import time
@@ -20,6 +21,10 @@ SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     "streamed": ("DCNv3_tiny", ("device_cache=stream", "shuffle_buffer=200", "checkpoint_every=3")),
     "QIN": ("QIN_tiny_mm", ("checkpoint_every=2", "batch_size=128")),
 }
+ML_1M = "CTRBENCH_SOAK_ML_1M"  # folder of the prepared MovieLens-1M, whose runs are then killed too
+if _folder := os.environ.get(ML_1M):
+    _files = (f"{split}_data={_folder}/{split}.csv" for split in ("train", "valid", "test"))
+    SIDES["ML-1M"] = ("DCNv3_ML_1M", (*_files, "epochs=1", "checkpoint_every=20"))
 # Losing a run this often without any progress would be a defect of its own.
 MAX_ATTEMPTS = 4
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import sys
@@ -67,7 +68,8 @@ def _soak(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
         found: dict[str, Any] = module.soak(options.seed, folder).to_dict()
         return found
     if name == "kills" and options.ml_1m:
-        module.SIDES[ML_1M] = ("DCNv3_ML_1M", (*_ml_1m_files(options.ml_1m), "epochs=1", "checkpoint_every=20"))
+        os.environ[module.ML_1M] = str(options.ml_1m.resolve())  # which the processes that are killed read too
+        module = importlib.reload(module)
     outcome = module.soak(getattr(options, name), options.seed, folder)
     if name == "cost" and options.ml_1m:
         real = _cost_on_ml_1m(module, options.ml_1m, folder)
