@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -190,6 +191,6 @@ def check_is_shared(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise CtrbenchError(
-            f"{folder}: a worker on {os.uname().nodename} does not see it: data_root and the raw files must lie on a "
+            f"{folder}: a worker on {platform.node()} does not see it: data_root and the raw files must lie on a "
             "file system that all nodes share"
         )

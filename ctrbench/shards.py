@@ -106,7 +106,7 @@ class Shards:
         """
         if not statistics.is_needed:
             return
-        for position, (part, stored) in enumerate(self._engine.map(_count, self._job, self._shards)):
+        for position, (part, stored) in enumerate(self._engine.map(_count, self._job, tuple(self._shards))):
             generations = statistics.join(part)
             blocks = tuple(block.moved(generations) for block in stored)
             self._shards[position] = replace(self._shards[position], stored=blocks)
