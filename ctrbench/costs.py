@@ -37,6 +37,7 @@ from torch.utils.flop_counter import flop_registry
 from ctrbench import hooks
 from ctrbench.ceilings import Ceilings
 from ctrbench.checkpoint import random_state, restore_random_state
+from ctrbench.crosslayer import as_written
 from ctrbench.embedding import MergedEmbeddingDict, embedding_parameters
 
 FORWARD, BACKWARD, GATHER, OPTIMIZER, DATA = "forward", "backward", "gather", "optimizer", "data"
@@ -117,7 +118,7 @@ def count_step(model: BaseModel, batch: Any) -> StepCosts:
         batch: as in training.
     """
     products, lookups = _Products(), _Lookups()
-    with untouched(model), _uncompiled(), contextlib.ExitStack() as stack:
+    with untouched(model), as_written(model), _uncompiled(), contextlib.ExitStack() as stack:
         for module in embedding_modules(model):
             stack.callback(module.register_forward_hook(lookups).remove)
         model.train()

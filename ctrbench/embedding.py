@@ -17,6 +17,8 @@ from fuxictr.pytorch.layers import FeatureEmbeddingDict, MaskedAveragePooling
 from fuxictr.utils import not_in_whitelist
 from torch import Tensor, nn
 
+from ctrbench import native
+
 TABLE = "table"
 
 
@@ -124,7 +126,7 @@ class MergedEmbeddingDict(nn.Module):
         is_token = (ids > 0).to(self.table.dtype)
         weights = is_token / is_token.sum(1, keepdim=True).clamp(min=1)  # (B, L)
         rows = ids.long() + self._row_ranges[field][0]
-        return functional.embedding_bag(rows, self.table, mode="sum", per_sample_weights=weights)
+        return _average_rows(self.table, rows, weights)
 
     def _drop_padding_gradient(self, gradient: Tensor) -> Tensor:
         # One lookup can leave out the gradient of one padding row only; here every field has its own.
@@ -156,8 +158,8 @@ class _Rows(nn.Module):
 
 
 class _GatherRows(torch.autograd.Function):
-    """`functional.embedding` whose backward scatters with `index_add_`: torch's own form visits every row of the table
-    from every thread and costs two to eight times as much on a CPU.
+    """`functional.embedding` whose backward adds up by row: torch's own form visits every row of the table from every
+    thread and costs two to eight times as much on a CPU.
     """
 
     @staticmethod
@@ -173,8 +175,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (rows,) = context.saved_tensors
-        scattered = gradient.new_zeros(context.shape)
-        return scattered.index_add_(0, rows.flatten(), gradient.reshape(-1, context.shape[1])), None
+        return _scatter(context.shape, rows, gradient.reshape(-1, context.shape[1])), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], table: Tensor, rows: Tensor) -> tuple[Tensor, int]:
@@ -189,12 +190,71 @@ class _GatherRows(torch.autograd.Function):
         return _GatherRows.apply(table, rows), 0
 
 
+class _AverageRows(torch.autograd.Function):
+    """`functional.embedding_bag` with weights, which need no gradient, and the same backward as `_GatherRows`."""
+
+    @staticmethod
+    def forward(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:  # type: ignore[override]
+        return functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        table, rows, weights = inputs
+        context.save_for_backward(rows, weights)
+        context.shape = table.shape
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        rows, weights = context.saved_tensors
+        return _scatter(context.shape, rows, gradient, weights), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], table: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, int]:
+        """S stacked tables as for `_GatherRows`: (S, B, D)."""
+        size = info.batch_size
+        table, rows, weights = (
+            x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip((table, rows, weights), in_dims, strict=True)
+        )
+        first = torch.arange(size, device=rows.device).mul_(table.shape[1]).view(-1, 1, 1)
+        averaged = _AverageRows.apply(table.flatten(0, 1), (rows + first).flatten(0, 1), weights.flatten(0, 1))
+        return averaged.unflatten(0, (size, -1)), 0
+
+
+def _scatter(shape: torch.Size, rows: Tensor, values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """A gradient (V, D) of which every row is the sum of the values (B, D) that were looked up there, times their weights.
+
+    Args:
+        shape: (V, D).
+        rows: integers (B, L) or, of any shape, as many as there are values.
+        values: (B, D).
+        weights: as rows.
+    """
+    scattered = values.new_zeros(shape)
+    if native.library() is not None and values.dtype == torch.float32:
+        count, length = rows.numel(), rows.numel() // max(len(values), 1)
+        held = rows.long().contiguous(), values.contiguous(), None if weights is None else weights.contiguous()
+        native.call("scatter_rows", scattered, *held, count, length, shape[1], torch.get_num_threads())
+        return scattered
+    if weights is not None:
+        values = (weights.unsqueeze(-1) * values.unsqueeze(1)).flatten(0, 1)
+    return scattered.index_add_(0, rows.flatten(), values)
+
+
 def _gather_rows(table: Tensor, rows: Tensor) -> Tensor:
     """Rows (B, W) of `table` (V, D): (B, W, D)."""
     if table.device.type == "cpu":
         gathered: Tensor = _GatherRows.apply(table, rows)
         return gathered
     return functional.embedding(rows, table)
+
+
+def _average_rows(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of rows (B, L) of `table` (V, D): (B, D)."""
+    if table.device.type == "cpu":
+        averaged: Tensor = _AverageRows.apply(table, rows, weights)
+        return averaged
+    return functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
 
 
 def merge_embeddings(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from fuxictr.pytorch.models import BaseModel, MultiTaskModel
 
 from ctrbench import hooks
 from ctrbench.allocator import keep_freed_memory
+from ctrbench.crosslayer import fuse_cross_layers
 from ctrbench.dropout import speed_up_dropout
 from ctrbench.embedding import embedding_parameters, merge_embeddings
 from ctrbench.optim import CoupledAdam
@@ -35,6 +36,7 @@ def take_fast_path(model: BaseModel, settings: TrainingConfig) -> None:
     if model.device.type == "cpu":
         speed_up_dropout(model)
         keep_freed_memory()
+        fuse_cross_layers(model)
     embedding = list(embedding_parameters(model))
     known = {id(parameter) for parameter in embedding}
     net = [p for p in model.parameters() if p.requires_grad and id(p) not in known]

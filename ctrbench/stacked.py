@@ -25,6 +25,7 @@ from torch.func import functional_call, vmap
 
 from ctrbench import hooks
 from ctrbench.acceleration import set_precision
+from ctrbench.crosslayer import as_written
 from ctrbench.dropout import FastDropout
 from ctrbench.optim import L2, CoupledAdam
 from ctrbench.stacked_inputs import RandomState, copied, random_kept, signature_of, stack_batches
@@ -211,7 +212,7 @@ class Stack:
             return value.reshape(())
 
         parameters = dict(zip(self._names, self._leaves, strict=True))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), as_written(self._template):  # `vmap` cannot look into compiled functions
             # An operation without a batching rule runs once for each model, which is no slower than without a stack.
             warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
             losses: Tensor = vmap(loss)(parameters, self._buffers, batch, factors)

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from ctrbench import ceilings, profiling, throughput
+from ctrbench import ceilings, compiled_dropout, profiling, throughput  # noqa: F401  (an operator that compiled code calls)
 from ctrbench.batches import Batches
 from ctrbench.ceilings import Ceilings
 from ctrbench.cli import run_expid
 from ctrbench.config import Experiment, load_experiment
 from ctrbench.costs import count_step
+from ctrbench.crosslayer import as_written
 from ctrbench.embedding import embedding_parameters
 from ctrbench.evidence import problems_of
 from ctrbench.phases import PHASES, STEP, PhaseClock
@@ -285,7 +286,8 @@ def test_profiling_changes_nothing_but_adds_two_files(experiment: Experiment, ti
 
 def test_a_profile_of_phases_and_operators(trained: tuple[Trainer, Batches]) -> None:
     trainer, train = trained
-    found = profile_steps(trainer, train)
+    with as_written(trainer.model):
+        found = profile_steps(trainer, train)
     medians = found.medians()
     assert set(medians) == {"data", *PHASES, STEP} and min(medians.values()) > 0
     assert len(found.operators) <= profiling.TOP_OPERATORS

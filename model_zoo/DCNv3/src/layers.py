@@ -73,6 +73,8 @@ class ExponentialCrossNetwork(nn.Module):
         net_dropout: dropout of the stream after each layer.
     """
 
+    cross_layer = "self_mask"  # what `step` computes, for ctrbench to do it in fewer passes
+
     def __init__(
         self,
         input_dim: int,
