@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import ctrbench
+from ctrbench import native
 
 
 def reset_peak_memory(gpu: int) -> None:
@@ -40,7 +41,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def describe_environment(root: Path, device: torch.device) -> dict[str, Any]:
-    """Versions, device, threads and the git commit of `root`."""
+    """Versions, device, threads, whether `ctrbench.native` is there, and the git commit of `root`."""
     packages = ("torch", "fuxictr", "numpy", "polars", "h5py")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
@@ -50,6 +51,7 @@ def describe_environment(root: Path, device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": name,
         "threads": torch.get_num_threads(),
+        "compiled_functions": native.library() is not None,
         "git_commit": _git_commit(root),
     }
 

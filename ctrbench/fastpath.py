@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import logging
+
 from fuxictr.pytorch.models import BaseModel, MultiTaskModel
 
-from ctrbench import hooks
+from ctrbench import hooks, native
 from ctrbench.allocator import keep_freed_memory
 from ctrbench.crosslayer import fuse_cross_layers
 from ctrbench.dropout import speed_up_dropout
@@ -14,6 +16,8 @@ from ctrbench.optim import CoupledAdam
 from ctrbench.schema import TrainingConfig
 from ctrbench.validation import parse_regularizer
 from ctrbench.zoo import asked_optimizer
+
+logger = logging.getLogger(__name__)
 
 
 def keeps_stock_loop(model: BaseModel, settings: TrainingConfig) -> bool:
@@ -31,9 +35,13 @@ def keeps_stock_loop(model: BaseModel, settings: TrainingConfig) -> bool:
 
 
 def take_fast_path(model: BaseModel, settings: TrainingConfig) -> None:
-    """Merge the embedding tables, make dropout cheaper and the optimizer one pass."""
+    """Merge the embedding tables, make the optimizer one pass and, on a CPU, dropout and cross layers cheaper."""
     merge_embeddings(model)
     if model.device.type == "cpu":
+        if native.library() is None:
+            logger.info(
+                "No compiled functions, so that training is slower: have a C compiler and install ctrbench again"
+            )
         speed_up_dropout(model)
         keep_freed_memory()
         fuse_cross_layers(model)

@@ -239,3 +239,15 @@ def test_short_memory_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(native, "library", lambda: Short)
     with pytest.raises(MemoryError, match="not enough memory for cross_forward"):
         native.call("cross_forward", torch.zeros(1))
+
+
+def test_missing_functions_are_said_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    settings = make_settings()
+    with caplog.at_level("INFO"):
+        Trainer(make_model(settings), settings)
+    assert (
+        "No compiled functions, so that training is slower: have a C compiler and install ctrbench again" in caplog.text
+    )

@@ -34,13 +34,16 @@ FORMS = {"precision: bf16": ["precision=bf16"], "compile: true": ["compile=true"
 METRICS = ("AUC", "logloss")
 
 
-def train(form: str, seed: int) -> dict[str, Any]:
-    """The report of one run, which is made unless it is there."""
+def words_of(form: str, seed: int) -> list[str]:
+    """The `key=value` texts of a run."""
     folder = "".join(letter if letter.isalnum() else "_" for letter in form)
-    values = [*FORMS[form], f"seed={seed}", f"model_root=runs/accuracy/{folder}"]
-    run_dir = ROOT / load_experiment(ZOO / "config", EXPID, overrides=values).run_dir
+    return [*FORMS[form], f"seed={seed}", f"model_root=runs/accuracy/{folder}"]
+
+
+def train(form: str, seed: int, run_dir: Path) -> dict[str, Any]:
+    """The report of one run, which is made unless it is there."""
     if not (run_dir / "DONE").exists():
-        words = [word for value in values for word in ("--set", value)]
+        words = [word for value in words_of(form, seed) for word in ("--set", value)]
         command = [sys.executable, str(ZOO / "run_expid.py"), "--expid", EXPID, "--gpu", "-1", *words]
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
@@ -54,8 +57,10 @@ def train(form: str, seed: int) -> dict[str, Any]:
 def run_all(seeds: list[int], processes: int) -> dict[str, Any]:
     """Every form with every seed."""
     jobs = list(itertools.product(FORMS, seeds))
+    folders = [load_experiment(ZOO / "config", EXPID, overrides=words_of(*job)).run_dir for job in jobs]
     with ThreadPoolExecutor(processes) as pool:
-        reports = dict(zip(jobs, pool.map(lambda job: train(*job), jobs), strict=True))
+        done = pool.map(lambda job, folder: train(*job, folder), jobs, folders)
+        reports = dict(zip(jobs, done, strict=True))
     forms = {form: [_kept(seed, reports[form, seed]) for seed in seeds] for form in FORMS}
     machine = environment(["torch", "fuxictr", "numpy"])
     commits = sorted({str(report["environment"].get("git_commit")) for report in reports.values()})

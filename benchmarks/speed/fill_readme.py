@@ -18,6 +18,7 @@ PARTS = {
     "cuda": "compare_tables",
     "build_dataset": "build_dataset",
     "seeds": "seeds",
+    "accuracy": "accuracy",
     "build_scale": "build_scale",
     "streaming": "streaming",
     "tuner": "tuner",
