@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,9 @@ from ctrbench.constructor import keys_in_kwargs
 from ctrbench.errors import ConfigError, CtrbenchError, did_you_mean
 from ctrbench.files import sha256_of_file, sha256_of_value
 
+# An import changes what all threads share, sys.path and sys.modules.
+_importing = threading.RLock()
+
 
 def load_model_class(folder: Path, name: str) -> type[nn.Module]:
     """The class `name` of the package `<folder>/src`.
@@ -36,7 +40,8 @@ def load_model_class(folder: Path, name: str) -> type[nn.Module]:
     init = folder / "src" / "__init__.py"
     if not init.is_file():
         raise ConfigError(f"{folder}: not a model folder, it has no src/__init__.py")
-    package = _import_package(init)
+    with _importing:
+        package = _import_package(init)
     found = getattr(package, name, None)
     if inspect.ismodule(found):  # `from .src import X` in FuxiCTR's folders may name the module
         found = getattr(found, name, None)

@@ -13,6 +13,7 @@ import shutil
 import sys
 import types
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from ctrbench.sections import find_root
 from ctrbench.trainer import Trainer
 from ctrbench.tuner.space import parse_space
 from ctrbench.yamlfile import dump_yaml, load_yaml
+from ctrbench.zoo import load_model_class
 from ctrbench.zoo import _import_package, load_model_class
 
 FOLDERS = Path(__file__).resolve().parent / "foreign_zoo"
@@ -689,3 +691,14 @@ def test_a_sweep_keeps_tuples_through_its_store() -> None:
     assert not problems and space.size() == 2
     values = {"target": ("a", "b"), "sequence": ("c", "d"), "units": [8, 8], "dropout": 0.1}
     assert space.restored(json.loads(json.dumps(values))) == values
+
+
+def test_two_threads_may_ask_for_a_folder_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "Slow"
+    (folder / "src").mkdir(parents=True)
+    (folder / "src" / "__init__.py").write_text(
+        "import time\ntime.sleep(0.3)\nfrom torch import nn\nclass Slow(nn.Module):\n    pass\n"
+    )
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: load_model_class(folder, "Slow"), range(2)))
+    assert found[0] is found[1]
