@@ -86,11 +86,10 @@ class _FusedStep:
 
     def __call__(self, i: int, x: Tensor, *anchor: Tensor) -> Tensor:
         network = self._network
-        weight, b = network.w[i].weight, network.b[i]
-        is_plain = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.device.type != "cpu"
-        if is_plain or network.training is not torch.is_grad_enabled() or not x.dtype == weight.dtype == torch.float32:
+        if torch.compiler.is_compiling() or not _is_fit(network, i, x):
             as_written: Tensor = self._plain(i, x, *anchor)
             return as_written
+        weight, b = network.w[i].weight, network.b[i]
         batch_norm = network.batch_norm[i] if network.batch_norm else None
         layer_norm = network.layer_norm[i] if network.layer_norm else None
         bn: tuple[Any, Any] = (batch_norm.weight, batch_norm.bias) if batch_norm else (None, None)
@@ -101,6 +100,17 @@ class _FusedStep:
             return _cross(x, other, weight, b, *bn, *ln, batch_norm, eps, 0.0)[0]
         x_next: Tensor = _CrossLayer.apply(x, other, weight, b, *bn, *ln, batch_norm, eps, network.dropout.p)
         return x_next
+
+
+def _is_fit(network: Any, i: int, x: Tensor) -> bool:
+    """Whether layer i is to be computed where and as crosslayer.c does it: trained with gradients, or evaluated without."""
+    parts = (network, network.dropout, *network.batch_norm[i : i + 1])
+    return (
+        x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and x.dtype == network.w[i].weight.dtype == torch.float32
+        and all(part.training is torch.is_grad_enabled() for part in parts)
+    )
 
 
 class _CrossLayer(torch.autograd.Function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def _same_threads() -> Iterator[None]:
 def make_network(kind: str, **options: Any) -> nn.Module:
     """A cross network of SDCNv3 or, as `DCNv3`, of DCNv3, its parameters away from their initial values."""
     model, name = ("DCNv3", "ExponentialCrossNetwork") if kind == "DCNv3" else ("SDCNv3", kind)
-    module = __import__("sys").modules[load_model_class(ZOO / model, model).__module__.rpartition(".")[0] + ".layers"]
+    module = sys.modules[load_model_class(ZOO / model, model).__module__.rpartition(".")[0] + ".layers"]
     torch.manual_seed(1)
     network = speed_up_dropout(getattr(module, name)(FIELDS * DIM, 3, **options))
     with torch.no_grad():
@@ -120,7 +121,7 @@ def test_a_batch_norm_of_one_number_is_refused_as_by_torch() -> None:
 @needs_native
 def test_what_is_not_known_runs_as_written() -> None:
     x = torch.randn(8, 1, FIELDS * DIM)
-    network = make_network("ExponentialCrossNetwork", net_dropout=0.3)
+    network = make_network("ExponentialCrossNetwork", net_dropout=0.3, batch_norm=True)
     calls = []
     network.step = lambda *arguments, plain=network.step: calls.append(1) or plain(*arguments)
     fuse_cross_layers(network)
@@ -131,7 +132,13 @@ def test_what_is_not_known_runs_as_written() -> None:
         network.train()(x)
     with torch.no_grad():
         network(x)
-    assert len(calls) == 3 * 3
+    network.dropout.eval()
+    network(x)
+    network.train()
+    for norm in network.batch_norm:
+        norm.eval()  # whose gradient is another
+    network(x)
+    assert len(calls) == 5 * 3
     for name, other in (("dropout", nn.Dropout(0.1)), ("layer_norm", nn.ModuleList([nn.RMSNorm(15)] * 3)),
                         ("batch_norm", nn.ModuleList([nn.BatchNorm1d(1, momentum=None)] * 3)),
                         ("w", nn.ModuleList([nn.Linear(30, 15)] * 3)), ("cross_layer", "of another kind")):  # fmt: skip

@@ -39,7 +39,6 @@ from ctrbench.sections import find_root
 from ctrbench.trainer import Trainer
 from ctrbench.tuner.space import parse_space
 from ctrbench.yamlfile import dump_yaml, load_yaml
-from ctrbench.zoo import load_model_class
 from ctrbench.zoo import _import_package, load_model_class
 
 FOLDERS = Path(__file__).resolve().parent / "foreign_zoo"
