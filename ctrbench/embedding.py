@@ -231,7 +231,8 @@ def _scatter(shape: torch.Size, rows: Tensor, values: Tensor, weights: Tensor | 
         weights: as rows.
     """
     scattered = values.new_zeros(shape)
-    if native.library() is not None and values.dtype == torch.float32:
+    # torch's compiler cannot look into compiled functions.
+    if not torch.compiler.is_compiling() and native.library() is not None and values.dtype == torch.float32:
         count, length = rows.numel(), rows.numel() // max(len(values), 1)
         held = rows.long().contiguous(), values.contiguous(), None if weights is None else weights.contiguous()
         native.call("scatter_rows", scattered, *held, count, length, shape[1], torch.get_num_threads())
