@@ -33,9 +33,9 @@ typedef struct {
 } Layer;
 
 typedef struct {
-    float *dx, *danchor, *dproduct;       /* as x, anchor (NULL where it is x) and product; dx lacks W's part */
-    float *parameters;                    /* of b, weight and bias, one after the other: (4 half) */
-    double *by_head;                      /* sums of dh and of dh * (p - mean): (heads, 2) */
+    float *dx, *danchor, *dproduct; /* as x, anchor (NULL where it is x) and product; dx lacks W's part */
+    float *parameters;              /* of b, weight and bias, one after the other: (4 half) */
+    double *by_head;                /* sums of dh and of dh * (p - mean): (heads, 2) */
 } Gradients;
 
 static int64_t num_blocks(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
@@ -221,7 +221,7 @@ int cross_moments(const float *p, int64_t rows, int64_t half, int64_t heads, int
         for (int64_t head = 0; head < heads; head++) {
             const double offset = totals[2 * head] / count;
             moments[head] = p[head * half] + offset;
-            moments[heads + head] = totals[2 * head + 1] / count - offset * offset;
+            moments[heads + head] = fmax(totals[2 * head + 1] / count - offset * offset, 0);
         }
     }
     free(sums);
