@@ -52,7 +52,7 @@ def describe_environment(root: Path, device: torch.device) -> dict[str, Any]:
         "device_name": name,
         "threads": torch.get_num_threads(),
         "compiled_functions": native.library() is not None,
-        "git_commit": _git_commit(root),
+        "git_commit": git_commit(root),
     }
 
 
@@ -65,8 +65,9 @@ def processor_name() -> str:
         return platform.processor() or platform.machine()
 
 
-@functools.cache  # the commit of the code that this process has loaded
-def _git_commit(root: Path) -> str | None:
+@functools.cache
+def git_commit(root: Path) -> str | None:
+    """The commit of `root` when this was first asked, which a run does before it begins: the code that has been loaded."""
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty"],

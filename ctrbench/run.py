@@ -22,7 +22,7 @@ from ctrbench.batches import Batches, ResidentData, fits, load_items
 from ctrbench.config import Experiment, load_run
 from ctrbench.determinism import deterministic_operators, promise
 from ctrbench.embedding import embedding_parameters
-from ctrbench.environment import describe_environment, peak_memory, reset_peak_memory
+from ctrbench.environment import describe_environment, git_commit, peak_memory, reset_peak_memory
 from ctrbench.errors import ConfigError, DataError
 from ctrbench.evidence import seal
 from ctrbench.features import FeatureMap, load_feature_map
@@ -98,6 +98,7 @@ def run(
     """
     started = time.perf_counter()
     check_gpu(gpu)
+    git_commit(experiment.root)  # whatever is committed while the run goes on
     session = session or Session()
     settings = experiment.training
     verbose = 0 if session.is_quiet else settings.verbose

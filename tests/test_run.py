@@ -6,13 +6,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import polars as pl
 import pytest
 
+from ctrbench import environment
 from ctrbench.config import Experiment, load_experiment
 from ctrbench.errors import CtrbenchError, DataError
-from ctrbench.run import load_trained, run
+from ctrbench.run import load_trained, prepare, run
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT / "model_zoo" / "DCNv3"
@@ -101,3 +104,17 @@ def test_an_unfinished_run_is_named_as_such(raw: Path, caplog: pytest.LogCapture
     (experiment.run_dir / "DONE").unlink()
     load_trained(experiment.run_dir)
     assert "the run is not finished; these are its best weights so far" in caplog.text
+
+
+def test_a_report_names_the_commit_that_its_run_began_with(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"commit": "of the loaded code"}
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=now["commit"]))
+
+    def commit_meanwhile(*arguments: Any, **options: Any) -> Any:
+        now["commit"] = "of later code"
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr("ctrbench.run.prepare", commit_meanwhile)
+    environment.git_commit.cache_clear()
+    assert run(open_experiment(raw))["environment"]["git_commit"] == "of the loaded code"
+    environment.git_commit.cache_clear()
