@@ -5,8 +5,8 @@
     python benchmarks/speed/accuracy.py --output benchmarks/speed/results/accuracy.json
 
 The published configuration, trained to its early stopping in each form: as it runs by default, compiled, and with matrix
-products in bfloat16. Runs take turns on one-thread processes, one for each core, and go on where they were stopped. About an
-hour on two CPU cores, most of it bfloat16, which a CPU without units for it computes slowly.
+products in bfloat16. Runs take turns on one-thread processes, one for each core, and go on where they were stopped. About forty
+minutes on two CPU cores, most of it bfloat16, which a CPU without units for it computes slowly.
 """
 
 from __future__ import annotations
