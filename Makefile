@@ -20,7 +20,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # torch comes first, in its pinned version, so that nothing else picks another build of it.
-$(READY): requirements.lock setup.py
+$(READY): requirements.lock setup.py $(wildcard csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+# Of csrc/interface.c.
+INTERFACE = 1
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -47,12 +49,14 @@ _ARGUMENTS: dict[str, list[Any]] = {
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions; None where there are none, or they do not run here."""
+    """The compiled functions; None where there are none, they do not run here or are of another version."""
     found = importlib.util.find_spec("ctrbench._native")
     if found is None or found.origin is None:
         return None
     try:
         loaded = ctypes.CDLL(found.origin)
+        if loaded.native_interface() != INTERFACE:
+            return None
         for name, arguments in _ARGUMENTS.items():
             getattr(loaded, name).argtypes = arguments
     except (OSError, AttributeError):

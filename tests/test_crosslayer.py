@@ -8,6 +8,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -232,9 +233,11 @@ def test_a_missing_or_foreign_library_is_no_error(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("importlib.util.find_spec", lambda name, spec=spec: spec)
         assert native.library() is None
     native.library.cache_clear()
-    monkeypatch.setattr(ctypes, "CDLL", lambda path: object())  # of an older version
-    assert native.library() is None
-    native.library.cache_clear()
+    other, older = SimpleNamespace(), SimpleNamespace(native_interface=lambda: native.INTERFACE - 1)
+    for built in (other, older):
+        monkeypatch.setattr(ctypes, "CDLL", lambda path, built=built: built)
+        assert native.library() is None
+        native.library.cache_clear()
 
 
 def test_short_memory_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
