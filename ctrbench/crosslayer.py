@@ -42,27 +42,17 @@ def fuse_cross_layers(model: nn.Module) -> nn.Module:
     return model
 
 
-def split_cross_layers(model: nn.Module) -> nn.Module:
-    """Let all layers run as they are written again, in place. Returns `model`."""
-    for network in _fused(model):
-        del network.step
-    return model
-
-
 @contextlib.contextmanager
 def as_written(model: nn.Module) -> Iterator[None]:
     """Run all layers as they are written inside."""
-    steps = [(network, network.step) for network in _fused(model)]
-    split_cross_layers(model)
+    steps = [(m, m.step) for m in model.modules() if isinstance(vars(m).get("step"), _FusedStep)]
+    for network, _ in steps:
+        del network.step
     try:
         yield
     finally:
         for network, step in steps:
             network.step = step
-
-
-def _fused(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if isinstance(vars(module).get("step"), _FusedStep)]
 
 
 def _is_known(network: Any) -> bool:
@@ -117,21 +107,10 @@ class _CrossLayer(torch.autograd.Function):
     """x_(i+1) from x_i (B, H, N), its anchor and the parameters of the layer."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        anchor: Tensor | None,
-        weight: Tensor,
-        b: Tensor,
-        bn_weight: Tensor | None,
-        bn_bias: Tensor | None,
-        ln_weight: Tensor | None,
-        ln_bias: Tensor | None,
-        batch_norm: nn.BatchNorm1d | None,
-        eps: float,
-        p: float,
-    ) -> Tensor:
-        x_next, held, rstd = _cross(x, anchor, weight, b, bn_weight, bn_bias, ln_weight, ln_bias, batch_norm, eps, p)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        """Of the arguments of `_cross`."""
+        _, anchor, weight, *_, eps, p = arguments
+        x_next, held, rstd = _cross(*arguments)
         ctx.save_for_backward(*held, weight, rstd)
         ctx.has_anchor, ctx.eps, ctx.p = anchor is not None, eps, p
         return x_next

@@ -3,7 +3,7 @@
 
 A step of a small model leaves a GPU idle most of the time, which a stack fills. On a CPU the activations of one model fit
 the caches and those of a stack do not, and a process for each core with one thread wastes nothing on sharing work out: there
-a stack wins only where a step is mostly overhead and cores are few. benchmarks/speed/seeds.py measures both.
+a stack wins only where runs are so short that the start of processes counts. benchmarks/speed/seeds.py measures the steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ctrbench.tuner.slots import Slot, make_slots, messages, preload
 FORMS = ("auto", "stack", "processes")
 # A seed whose worker died so often is given up.
 MAX_DEATHS = 3
-# On a CPU a stack is faster up to so many embedded numbers in a batch, with so few cores.
+# On a CPU a stack is faster, the start of processes included, up to so many embedded numbers in a batch, with so few cores.
 STACK_CELLS, STACK_CORES = 1 << 13, 2
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ctrbench import crosslayer, dropout, embedding, native
 from ctrbench.batches import Batches
 from ctrbench.costs import count_step
-from ctrbench.crosslayer import as_written, fuse_cross_layers, split_cross_layers
+from ctrbench.crosslayer import as_written, fuse_cross_layers
 from ctrbench.dropout import speed_up_dropout
 from ctrbench.trainer import Trainer
 from ctrbench.zoo import load_model_class
@@ -155,8 +155,6 @@ def test_fused_layers_come_apart_and_together_again() -> None:
     with as_written(network):
         assert "step" not in vars(network)
     assert network.step is fused
-    split_cross_layers(network)
-    assert "step" not in vars(network)
 
 
 def test_training_follows_the_plain_trajectory_and_counts_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
