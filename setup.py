@@ -29,7 +29,7 @@ setup(
     ext_modules=[
         Extension(
             "ctrbench._native",
-            ["csrc/crosslayer.c", "csrc/interface.c", "csrc/masks.c", "csrc/scatter.c"],
+            ["csrc/crosslayer.c", "csrc/interface.c", "csrc/masks.c", "csrc/norms.c", "csrc/scatter.c"],
             depends=["csrc/simd.h"],
             extra_compile_args=["-O3", "-fno-trapping-math", "-fno-math-errno", "-fopenmp"],
             extra_link_args=["-fopenmp"],

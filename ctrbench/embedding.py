@@ -34,6 +34,7 @@ class MergedEmbeddingDict(nn.Module):
     """
 
     _padding_rows: Tensor
+    _first_rows: Tensor
 
     def __init__(self, stock: FeatureEmbeddingDict, merged_fields: list[str]):
         super().__init__()
@@ -68,7 +69,11 @@ class MergedEmbeddingDict(nn.Module):
             and type(self.feature_encoders[field]) is MaskedAveragePooling
             and stock.embedding_layers[field].padding_idx == 0
         }
-        self.register_buffer("_padding_rows", torch.tensor(padding_rows, device=self.table.device), persistent=False)
+        # Fields of one id a sample, which batches hold in this order as a rule, and where each one's rows begin.
+        self._single = [f for f in merged_fields if self._feature_map.features[f]["type"] == "categorical"]
+        first_rows = [self._row_ranges[field][0] for field in self._single]
+        for name, rows in (("_padding_rows", padding_rows), ("_first_rows", first_rows)):
+            self.register_buffer(name, torch.tensor(rows, device=self.table.device), persistent=False)
         self.table.register_hook(self._drop_padding_gradient)
         self.register_state_dict_post_hook(_split_table)
         self.register_load_state_dict_pre_hook(_join_table)
@@ -87,8 +92,8 @@ class MergedEmbeddingDict(nn.Module):
         ]
         averaged = [field for field in wanted if field in self._averaged and inputs[field].dim() == 2]
         plain = [field for field in wanted if field in self._row_ranges and field not in averaged]
-        merged = self._gather({field: inputs[field] for field in plain})
-        embeddings: OrderedDict[str, Tensor] = OrderedDict()
+        gathered, merged = self._gather({field: inputs[field] for field in plain})
+        embeddings = _Embeddings(gathered, {field: merged[field] for field in plain if inputs[field].dim() == 1})
         for field in wanted:
             if field in averaged:
                 embeddings[field] = self._average(field, inputs[field])
@@ -106,17 +111,33 @@ class MergedEmbeddingDict(nn.Module):
             embeddings[field] = embedding
         return embeddings
 
-    # The stock code that turns such a dict into (B, F, D) or (B, N) needs nothing but `_feature_map`.
-    dict2tensor = FeatureEmbeddingDict.dict2tensor
+    # The stock code needs nothing but `_feature_map`.
     is_required = FeatureEmbeddingDict.is_required
 
-    def _gather(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
+    def dict2tensor(
+        self, embedding_dict: OrderedDict[str, Tensor], flatten_emb: bool = False, *arguments: Any, **keywords: Any
+    ) -> Tensor:
+        """(B, F, D), or (B, N) if `flatten_emb`; without a copy of each field that lies as it was looked up."""
+        if isinstance(embedding_dict, _Embeddings) and not arguments and not any(keywords.values()):
+            fields = [field for field in self._feature_map.features if field in embedding_dict]
+            if (parts := embedding_dict.parts(fields)) is not None:
+                parts = [part.flatten(1) for part in parts] if flatten_emb else parts
+                return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        stacked: Tensor = FeatureEmbeddingDict.dict2tensor(self, embedding_dict, flatten_emb, *arguments, **keywords)
+        return stacked
+
+    def _gather(self, ids: dict[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Embeddings of these fields, (B, sum of widths, D) and by field."""
         if not ids:
-            return {}
-        rows = torch.cat([x.view(len(x), -1) + self._row_ranges[field][0] for field, x in ids.items()], dim=1)
-        widths = [1 if x.dim() == 1 else x.shape[1] for x in ids.values()]
-        parts = _gather_rows(self.table, rows).split(widths, dim=1)  # (B, sum of widths, D) in pieces
-        return {
+            return None, {}
+        columns = [x.view(len(x), -1) for x in ids.values()]
+        if list(ids) == self._single and all(x.dim() == 1 for x in ids.values()):
+            rows = torch.cat(columns, dim=1) + self._first_rows
+        else:
+            rows = torch.cat([x + self._row_ranges[field][0] for field, x in zip(ids, columns, strict=True)], dim=1)
+        gathered = _gather_rows(self.table, rows)
+        parts = gathered.split([x.shape[1] for x in columns], dim=1)
+        return gathered, {
             field: part.squeeze(1) if x.dim() == 1 else part
             for (field, x), part in zip(ids.items(), parts, strict=True)
         }
@@ -131,6 +152,34 @@ class MergedEmbeddingDict(nn.Module):
     def _drop_padding_gradient(self, gradient: Tensor) -> Tensor:
         # One lookup can leave out the gradient of one padding row only; here every field has its own.
         return gradient.index_fill_(0, self._padding_rows, 0.0)
+
+
+class _Embeddings(OrderedDict[str, Tensor]):
+    """Embeddings by field that remember which of them were looked up together.
+
+    Args:
+        gathered: (B, F, D).
+        pieces: it by field, in its order; empty where some of it are not one embedding each.
+    """
+
+    def __init__(self, gathered: Tensor | None, pieces: dict[str, Tensor]):
+        super().__init__()
+        self._gathered, self._pieces = gathered, pieces
+
+    def parts(self, fields: list[str]) -> list[Tensor] | None:
+        """What makes (B, F, D) side by side, for these fields; None where they are to be taken one by one."""
+        names, gathered = list(self._pieces), self._gathered
+        if gathered is None or not names or names[0] not in fields:
+            return None
+        first = fields.index(names[0])
+        last = first + len(names)
+        if fields[first:last] != names or not all(self[name] is piece for name, piece in self._pieces.items()):
+            return None  # others lie between them, or the model replaced some
+        others = [self[name] for name in (*fields[:first], *fields[last:])]
+        if gathered.shape[-2] != len(names) or any(x.shape != self[names[0]].shape for x in others):
+            return None
+        single = [x.unsqueeze(1) for x in others]
+        return [*single[:first], gathered, *single[first:]]
 
 
 class _Rows(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 # Of csrc/interface.c.
-INTERFACE = 1
+INTERFACE = 2
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -43,6 +43,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "cross_backward": [_LAYER, _POINTER, ctypes.POINTER(Gradients)],
     "cross_finish": [_LAYER, *[_POINTER] * 3],
     "draw_mask": [_POINTER, _INT, ctypes.c_uint64, ctypes.c_uint8, ctypes.c_uint64, _INT],
+    "squared_norms": [*[_POINTER] * 2, *[_INT] * 2, _POINTER],
     "scatter_rows": [*[_POINTER] * 4, *[_INT] * 4],
 }
 

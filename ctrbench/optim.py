@@ -6,19 +6,24 @@ sweeps over the parameters and an autograd graph for the norms. With g the gradi
 
     G = g + lambda W,   c = min(1, max_norm / (||G|| + 1e-6)),   W <- Adam(W, c G)
 
-and ||G||^2 = g.g + 2 lambda g.W + lambda^2 W.W, so that two read-only sweeps give both the penalty and c, and one fused
+and ||G||^2 = g.g + 2 lambda g.W + lambda^2 W.W, so that one read-only sweep gives both the penalty and c, and one fused
 sweep does the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ctrbench import native
+
 L2 = "l2"
+# Gradients of so many numbers are summed up one by one, smaller ones together.
+LARGE = 1 << 18
 
 
 class CoupledAdam:
@@ -83,16 +88,16 @@ class CoupledAdam:
         squared_norm = torch.zeros((), device=device)
         for group in self.param_groups:
             l2 = group[L2]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                g = parameter.grad.flatten()
-                squared_norm += torch.dot(g, g)
+            given = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            apart = [l2 or g.numel() >= LARGE for _, g in given]
+            if small := [g for (_, g), is_apart in zip(given, apart, strict=True) if not is_apart]:
+                squared_norm += torch.stack(torch._foreach_norm(small)).square().sum()
+            for parameter, g in itertools.compress(given, apart):
+                g_g, g_w, w_w = _products(g, parameter if l2 else None)
+                squared_norm += g_g
                 if l2:
-                    w = parameter.flatten()
-                    w_w = torch.dot(w, w)
                     penalty += w_w * (l2 / 2)
-                    squared_norm += w_w * l2**2 + torch.dot(g, w) * (2 * l2)
+                    squared_norm += w_w * l2**2 + g_w * (2 * l2)
         # Rounding may take the expanded square below zero when the two terms cancel.
         return penalty, squared_norm.clamp_(min=0.0)
 
@@ -152,3 +157,17 @@ class CoupledAdam:
         for i, saved in state_dict["state"].items():
             for name, value in saved.items():
                 self._state_of(params[i])[name].copy_(value)
+
+
+def _products(g: Tensor, w: Tensor | None) -> Sequence[Tensor | float]:
+    """g.g, g.w and w.w of a gradient and its weights, where these are given, on their device."""
+    is_plain = g.device.type == "cpu" and g.dtype == torch.float32 and g.is_contiguous()
+    if is_plain and native.library() is not None and (w is None or w.is_contiguous()):
+        sums = torch.empty(3, dtype=torch.float64)
+        native.call("squared_norms", g, w, g.numel(), torch.get_num_threads(), sums)
+        return sums.tolist()
+    g = g.flatten()
+    if w is None:
+        return torch.dot(g, g), 0.0, 0.0
+    w = w.flatten()
+    return torch.dot(g, g), torch.dot(g, w), torch.dot(w, w)

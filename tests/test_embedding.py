@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import FeatureEmbedding, LogisticRegression
+from fuxictr.pytorch.layers import FeatureEmbedding, FeatureEmbeddingDict, LogisticRegression
 from torch import nn
 
 from ctrbench.embedding import MergedEmbeddingDict, embedding_parameters, merge_embeddings
@@ -184,3 +184,23 @@ def test_a_field_of_its_own_width_keeps_its_table() -> None:
     layers = merged[0].embedding_layer.embedding_layers
     assert [name for name, layer in layers.items() if type(layer) is nn.Embedding] == ["tags"]
     torch.testing.assert_close(merged[0](batch, flatten_emb=True), stock[0](batch, flatten_emb=True), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("flatten_emb", [False, True])
+@pytest.mark.parametrize("fields", [("price", "user", "item", "tags"), ("user", "item"), ("user", "tags", "item")])
+def test_fields_looked_up_together_are_not_copied_apart(fields: tuple[str, ...], flatten_emb: bool) -> None:
+    stock = nn.Sequential(make_stock(*fields))
+    merged = merge_embeddings(copy.deepcopy(stock))
+    batch = {name: value for name, value in make_batch().items() if name in fields}
+    layer = merged[0].embedding_layer
+    parts = layer(batch).parts(list(fields))
+    assert (parts is None) is (fields == ("user", "tags", "item"))  # another one lies between them
+    if parts is not None:
+        assert [part.shape[1] for part in parts if part.shape[1] > 1] == [2]
+    expected, got = (module[0](batch, flatten_emb=flatten_emb) for module in (stock, merged))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+    replaced = layer(batch)
+    replaced["item"] = replaced["item"] * 2
+    written = FeatureEmbeddingDict.dict2tensor(layer, replaced, flatten_emb)
+    assert torch.equal(layer.dict2tensor(replaced, flatten_emb), written)
+    assert torch.equal(layer.dict2tensor(layer(batch), feature_list=["item"]), layer(batch)["item"].unsqueeze(1))

@@ -277,6 +277,8 @@ def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             kinds[kind]["phases"] = {
                 name: spread(run["phases"][name] for run in of if name in run["phases"]) for name in of[0]["phases"]
             }
+        if "paired" in of[0]:
+            kinds[kind]["paired"] = [pair for run in of for pair in run["paired"]]
     summary: dict[str, Any] = {"kinds": kinds, "peak_mib": max(run["peak_mib"] for run in runs)}
     if "device_peak_mib" in runs[0]:
         summary["device_peak_mib"] = max(run["device_peak_mib"] for run in runs)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -81,13 +82,14 @@ def rate(shape: dict[str, Any], side: str, kind: str) -> float | None:
 
 
 def flop_share(result: dict[str, Any], shape: dict[str, Any], side: str) -> float | None:
-    """The share of the ceiling of matrix products that a side's training step reaches."""
+    """The share of the ceiling of matrix products that a side's training step reaches, of the one measured beside each step."""
     found = shape["sides"].get(side, {}).get("kinds", {}).get("step")
     if not found:
         return None
     flops = sum(shape["costs"]["flops"].values()) * found["rows"] / shape["costs"]["rows"]
-    share: float = flops / found["seconds"]["median"] / limits_of(result, shape, side)["flops_per_second"]
-    return share
+    whole = {"seconds": found["seconds"]["median"], "flops_per_second": limits_of(result, shape, side)["flops_per_second"]}
+    pairs = found.get("paired") or [whole]
+    return statistics.median(flops / pair["seconds"] / pair["flops_per_second"] for pair in pairs)
 
 
 def epoch_seconds(shape: dict[str, Any], side: str) -> float | None:

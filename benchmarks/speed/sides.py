@@ -8,6 +8,7 @@ The sides are ctrbench, with any settings of its configuration, and the installe
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import statistics
 import sys
@@ -227,7 +228,28 @@ def _step(side: Side) -> dict[str, Any]:
             with clock.step():
                 side.step(batch)
     medians = {name: statistics.median(values) for name, values in clock.seconds().items()}
-    return {"seconds": medians.pop("step"), "rows": side.shape.batch_size, "phases": medians}
+    paired = _paired_steps(side, batches)
+    return {"seconds": medians.pop("step"), "rows": side.shape.batch_size, "phases": medians, "paired": paired}
+
+
+def _paired_steps(side: Side, batches: Iterator[Any]) -> list[dict[str, float]]:
+    """As many steps again, each with what the machine multiplied at most just before or just after it.
+
+    Neighbours and the processor's clock change what a shared machine can do from minute to minute.
+    """
+    import torch
+
+    from ctrbench.ceilings import measure_product
+
+    precision = side.settings["overrides"].get("precision", "fp32")
+    before, pairs = measure_product(torch.device(side.device), precision), []
+    for _ in range(side.settings["steps"]):
+        batch = next(batches)
+        seconds = timed(functools.partial(side.step, batch), side.device)
+        after = measure_product(torch.device(side.device), precision)
+        pairs.append({"seconds": seconds, "flops_per_second": max(before, after)})
+        before = after
+    return pairs
 
 
 def _attention(side: Side) -> dict[str, Any]:
