@@ -8,7 +8,7 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ctrbench.errors import ConfigError, CtrbenchError
 from ctrbench.evidence import data_problem, problems_of, read_report, weights_problem
 from ctrbench.files import storage_error, write_text
 from ctrbench.sections import list_expids, read_sections
+from ctrbench.seeds import is_faster_stacked
 from ctrbench.suite import Cell, Suite
 from ctrbench.tuner.slots import Slot, make_slots, messages
 from ctrbench.validation import missing_data
@@ -31,24 +32,33 @@ POLL_SECONDS = 0.5
 
 @dataclasses.dataclass
 class Job:
-    """A cell that is to be run.
+    """What a slot is given: a cell that is to be run, or the cells of one experiment, whose seeds are trained together.
 
     Attributes:
-        cell: which one.
-        experiment: what it runs.
+        cells: which.
+        experiments: what they run.
         deaths: of workers while they ran it.
         is_alone: whether it ran out of memory and is tried once more with its device to itself.
     """
 
-    cell: Cell
-    experiment: Experiment
+    cells: list[Cell]
+    experiments: list[Experiment]
     deaths: int = 0
     is_alone: bool = False
 
     @property
     def name(self) -> str:
         """For messages."""
-        return f"{self.cell.expid}, seed {self.cell.seed}"
+        seeds = [cell.seed for cell in self.cells]
+        return f"{self.cells[0].expid}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+    def apart(self, finished: Collection[int] = ()) -> list[Job]:
+        """A job for each cell but for the seeds that are finished."""
+        return [
+            dataclasses.replace(self, cells=[cell], experiments=[experiment])
+            for cell, experiment in zip(self.cells, self.experiments, strict=True)
+            if cell.seed not in finished
+        ]
 
 
 class Bench:
@@ -104,9 +114,9 @@ class Bench:
         self.num_total = len(cells)
         self.num_done = len(cells) - len(missing) - (len(self.failed) - failed_before)
         _say(f"{self.suite.name}: {_count(len(cells), 'run')}, {self.num_done} of them finished, {len(missing)} to do")
-        self._pending.extend(missing)
         if not missing:
             return
+        self._pending.extend(self._together(missing))
         self._slots = make_slots(self.gpus[: len(missing)] or self.gpus, self.folder / "workers.log")
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -133,10 +143,22 @@ class Bench:
                     continue
                 if missing_data(experiment.dataset, experiment.root):
                     experiment = cell.experiment()  # which says what is missing
-                jobs.append(Job(cell, experiment))
+                jobs.append(Job([cell], [experiment]))
             except CtrbenchError as error:
                 self._fail(f"{cell.expid}, seed {cell.seed}", "; ".join(str(error).splitlines()))
         return jobs
+
+    def _together(self, jobs: list[Job]) -> list[Job]:
+        """Jobs that train the seeds of an experiment together, where that is faster and leaves every slot something to do."""
+        merged: dict[Any, Job] = {}
+        for job in jobs:
+            [cell], [experiment] = job.cells, job.experiments
+            seed = None if is_stacked(experiment, self.gpus) else cell.seed
+            key = (cell.zoo, cell.config_dir, cell.expid, cell.dataset_id, seed)
+            first = merged.setdefault(key, Job([], []))
+            first.cells.append(cell)
+            first.experiments.append(experiment)
+        return list(merged.values()) if len(merged) >= len(self.gpus) else jobs
 
     def _run_sweep(self, path: Path) -> None:
         from ctrbench.tuner.tune import Options, tune
@@ -179,8 +201,10 @@ class Bench:
         from ctrbench.tuner.worker import Task
 
         job = self._pending.popleft()
-        command = job.cell.command(self.suite.root, slot.gpu)
-        slot.run(job, Task(id(job), [job.experiment], slot.gpu, "", [command], asks=False, is_fresh=self.is_fresh))
+        seeds = [cell.seed for cell in job.cells] if len(job.cells) > 1 else []
+        commands = [cell.command(self.suite.root, slot.gpu, seeds) for cell in job.cells]
+        task = Task(id(job), job.experiments, slot.gpu, "", commands, False, self.is_fresh, is_stacked=bool(seeds))
+        slot.run(job, task)
 
     def _handle(self, slot: Slot, message: Any) -> None:
         from ctrbench.tuner.worker import READY, Ended
@@ -195,19 +219,31 @@ class Bench:
     def _on_end(self, slot: Slot, message: Any) -> None:
         job, seconds = slot.job, time.monotonic() - slot.since
         slot.job = None
-        if message.how == "complete":
+        for result in message.results:
             self.num_done += 1
-            values = message.results[0].metrics
+            values = result.metrics
             shown = ", ".join(f"{s} {n} {v:.6f}" for s in values for n, v in list(values[s].items())[:1])
-            _say(f"[{self.num_done}/{self.num_total}] {job.name}: {shown} ({seconds:.1f} s on {slot.device})")
-        elif message.how == "out_of_memory" and not job.is_alone:
+            name, what = f"{job.cells[0].expid}, seed {result.seed}", ""
+            if len(job.cells) > 1:
+                what = f", {len(job.cells)} seeds together"
+            _say(f"[{self.num_done}/{self.num_total}] {name}: {shown} ({seconds:.1f} s on {slot.device}{what})")
+        if message.how in ("complete", "stopped"):
+            return
+        is_full = message.how == "out_of_memory"
+        if len(job.cells) > 1:
+            reason = "out of memory" if is_full else message.error.splitlines()[0]
+            _say(f"{job.name}: {reason}: what is missing is run one seed after the other")
+            self._pending.extendleft(reversed(job.apart({result.seed for result in message.results})))
+        elif is_full and not job.is_alone:
             job.is_alone = True
             self._pending.appendleft(job)
             _say(f"{job.name}: out of memory on {slot.device}: it is run once more with the device to itself")
+        else:
+            self._fail(job.name, message.error or "failed without a message", message.trace)
+            return
+        if is_full:
             slot.is_ready = False
             slot.kill()  # what it holds goes with it
-        elif message.how != "stopped":
-            self._fail(job.name, message.error or "failed without a message", message.trace)
 
     def _on_death(self, slot: Slot) -> None:
         job = slot.job
@@ -220,7 +256,8 @@ class Bench:
             return
         job.deaths += 1
         if job.deaths >= MAX_DEATHS:
-            self._fail(job.name, f"its worker died {job.deaths} times ({cause})")
+            for part in job.apart():
+                self._fail(part.name, f"its worker died {job.deaths} times ({cause})")
         elif not self.is_stopping:
             _say(f"{job.name}: its worker died ({cause}): it goes on from its checkpoint")
             self._pending.appendleft(job)
@@ -239,6 +276,15 @@ class Bench:
         _say("stopping: running experiments write a checkpoint; once more to stop at once")
         for slot in self._slots:
             slot.say("stop")
+
+
+def is_stacked(experiment: Experiment, gpus: Sequence[int]) -> bool:
+    """Whether a suite trains the seeds of an experiment in one stack: on GPUs alone.
+
+    On a CPU a run can be repeated to the last bit, also after an interruption, which a stack would give up for little: it is
+    faster there for tiny batches only.
+    """
+    return all(gpu >= 0 and is_faster_stacked(experiment, gpu) for gpu in gpus)
 
 
 def is_finished(experiment: Experiment) -> bool:

@@ -24,6 +24,8 @@ FORMS = ("auto", "stack", "processes")
 MAX_DEATHS = 3
 # On a CPU a stack is faster, the start of processes included, up to so many embedded numbers in a batch, with so few cores.
 STACK_CELLS, STACK_CORES = 1 << 13, 2
+# The same where one process makes all the runs anyway: a stack of five against one run after the other.
+SLOT_CELLS = 1 << 15
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0
 Result = dict[str, Any] | BaseException
@@ -67,10 +69,23 @@ def run_seeds(
 
 def is_tiny(experiment: Experiment) -> bool:
     """Whether a stack of this experiment is faster than processes on the cores that there are."""
+    return 0 < _cells(experiment) <= STACK_CELLS and len(os.sched_getaffinity(0)) <= STACK_CORES
+
+
+def is_faster_stacked(experiment: Experiment, gpu: int) -> bool:
+    """Whether a process trains several seeds of this experiment faster in a stack than one after the other.
+
+    Not with `deterministic: true`, which a stack cannot keep where it is interrupted.
+    """
+    return not experiment.training.deterministic and (gpu >= 0 or 0 < _cells(experiment) <= SLOT_CELLS)
+
+
+def _cells(experiment: Experiment) -> int:
+    """Embedded numbers in a batch."""
     width = experiment.model_params.get("embedding_dim", 16)
     columns = [c for c in experiment.dataset.feature_cols if c.active and c.type != "meta"]
-    cells = experiment.training.batch_size * sum(c.embedding_dim or width for c in columns)
-    return 0 < cells <= STACK_CELLS and len(os.sched_getaffinity(0)) <= STACK_CORES
+    cells: int = experiment.training.batch_size * sum(c.embedding_dim or width for c in columns)
+    return cells
 
 
 class _Processes:

@@ -201,7 +201,7 @@ class _Rendezvous:
                     if seat.loss is None:
                         seat.leave()
                     seat.give_turn()
-        except KeyboardInterrupt:
+        except BaseException:
             self._cancel()
             raise
 
@@ -222,7 +222,7 @@ class _Rendezvous:
             name = type(trainers[0].model).__name__
             logger.debug("%s cannot be stacked, its seeds are run one after the other: %s", name, error)
             return False
-        except RuntimeError as error:
+        except Exception as error:
             self._failures += 1
             logger.debug("A step failed in the stack, each seed makes it alone: %s", error)
             return self._failures < MAX_FAILURES

@@ -69,14 +69,14 @@ class Cell:
         """
         return load_experiment(self.config_dir, self.expid, self.zoo, (), self.seed, is_data_required)
 
-    def command(self, root: Path, gpu: int) -> str:
-        """The command that runs it by hand, from the repository's root."""
+    def command(self, root: Path, gpu: int, seeds: Sequence[int] = ()) -> str:
+        """The command that runs it by hand, from the repository's root; with `seeds`, those that it is run with together."""
         from ctrbench.zoo import run_command  # which loads torch
 
-        arguments = ["--expid", self.expid, "--seed", str(self.seed), "--gpu", str(gpu)]
+        arguments = ["--expid", self.expid, *(() if seeds else ("--seed", str(self.seed))), "--gpu", str(gpu)]
         if self.config_dir != self.zoo / "config":
             arguments = ["--config", _from(root, self.config_dir), *arguments]
-        return shlex.join([*run_command(self.zoo.resolve(), root.resolve()), *arguments])
+        return shlex.join([*run_command(self.zoo.resolve(), root.resolve(), seeds), *arguments])
 
 
 @dataclasses.dataclass(frozen=True)

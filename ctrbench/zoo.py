@@ -14,7 +14,7 @@ import inspect
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -135,10 +135,18 @@ def own_data_loader(folder: Path) -> str | None:
     return None
 
 
-def run_command(folder: Path, root: Path) -> list[str]:
-    """What starts an experiment of a model folder from `root`: its run_expid.py, unless that is FuxiCTR's own."""
+def run_command(folder: Path, root: Path, seeds: Sequence[int] = ()) -> list[str]:
+    """What starts an experiment of a model folder from `root`: its run_expid.py, unless that is FuxiCTR's own.
+
+    Args:
+        folder: of the model.
+        root: of the repository.
+        seeds: that are trained together, if they are.
+    """
     shown = [str(p.relative_to(root) if p.is_relative_to(root) else p) for p in (folder, folder / "run_expid.py")]
     script = folder / "run_expid.py"
+    if seeds:
+        return ["ctrbench", "run", "--zoo", shown[0], "--seeds", *map(str, seeds), "--together", "stack"]
     if script.is_file() and "ctrbench" in script.read_text(encoding="utf-8", errors="replace"):
         return ["python", shown[1]]
     return ["ctrbench", "run", "--zoo", shown[0]]

@@ -396,3 +396,20 @@ def test_what_the_command_line_refuses(
     values = [word for value in tiny_overrides for word in ("--set", value)]
     assert main(["run", "--expid", "DNN_tiny", *values, *options]) == status
     assert message in capsys.readouterr().err
+
+
+def test_model_code_that_fails_leaves_no_run_locked(experiment: Any) -> None:
+    def fails(trainer: Trainer) -> None:
+        forward = trainer.model.forward
+
+        def broken(batch: Any) -> Any:
+            if trainer.model.training:
+                raise LookupError("broken on purpose")
+            return forward(batch)
+
+        trainer.model.forward = broken
+
+    experiments = [experiment("DNN", seed, "epochs=1") for seed in SEEDS]
+    reports = run_together(experiments, sessions=[Session(on_trainer=fails) for _ in SEEDS])
+    assert all(str(report).endswith("broken on purpose") for report in reports), reports
+    assert all(isinstance(report, dict) for report in run_together(experiments))

@@ -87,7 +87,10 @@ def flop_share(result: dict[str, Any], shape: dict[str, Any], side: str) -> floa
     if not found:
         return None
     flops = sum(shape["costs"]["flops"].values()) * found["rows"] / shape["costs"]["rows"]
-    whole = {"seconds": found["seconds"]["median"], "flops_per_second": limits_of(result, shape, side)["flops_per_second"]}
+    whole = {
+        "seconds": found["seconds"]["median"],
+        "flops_per_second": limits_of(result, shape, side)["flops_per_second"],
+    }
     pairs = found.get("paired") or [whole]
     return statistics.median(flops / pair["seconds"] / pair["flops_per_second"] for pair in pairs)
 

@@ -29,6 +29,7 @@ from ctrbench.leaderboard.collect import VERIFICATION
 from ctrbench.leaderboard.rebuild import altered_files
 from ctrbench.leaderboard.statistics import LEVEL, bootstrap_auc
 from ctrbench.run import Session, available_threads, check_gpu, load_trained, open_batches, run
+from ctrbench.stacked_runs import run_together
 
 # Another machine, or another number of threads, adds up in another order.
 TOLERANCE = 1e-6
@@ -164,18 +165,30 @@ def _evaluate(run_dir: Path, report: dict[str, Any], gpu: int) -> tuple[dict[str
 
 
 def _retrain(run_dir: Path, report: dict[str, Any], gpu: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of the same training, together with the seeds that were in its stack if it was in one."""
     experiment = load_run(run_dir)
+    seeds = report.get("stack", {}).get("seeds") or [experiment.training.seed]
     with tempfile.TemporaryDirectory() as folder:
-        training = experiment.training.model_copy(update={"model_root": folder, "verbose": 0})
+        changes = {"model_root": folder, "verbose": 0}
+        experiments = [
+            dataclasses.replace(experiment, training=experiment.training.model_copy(update={**changes, "seed": seed}))
+            for seed in seeds
+        ]
+        sessions = [Session(is_quiet=True) for _ in seeds]
         threads, wanted = torch.get_num_threads(), report.get("environment", {}).get("threads")
         try:
             if isinstance(wanted, int):
                 torch.set_num_threads(wanted)  # the order of sums depends on it
                 available_threads.cache_clear()
-            found = run(dataclasses.replace(experiment, training=training), gpu, session=Session(is_quiet=True))
+            if len(seeds) == 1:
+                found: dict[str, Any] | BaseException = run(experiments[0], gpu, session=sessions[0])
+            else:
+                found = run_together(experiments, gpu, sessions=sessions)[seeds.index(experiment.training.seed)]
         finally:
             torch.set_num_threads(threads)
             available_threads.cache_clear()
+    if isinstance(found, BaseException):
+        raise found
     return found["metrics"], {"environment": found["environment"]}
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,15 @@ def trial_sections(sweep: Sweep, values: Values, experiment: Experiment) -> tupl
     return model, {**(sweep.sections.dataset or {}), **of_dataset}
 
 
-def rerun_command(sweep: Sweep, experiment: Experiment, gpu: int, config_dir: Path | None = None) -> str:
-    """The command that runs a trial by hand, from the root of the repository."""
+def rerun_command(
+    sweep: Sweep, experiment: Experiment, gpu: int, config_dir: Path | None = None, seeds: Sequence[int] = ()
+) -> str:
+    """The command that runs a trial by hand, from the root of the repository; with `seeds`, those that were run together."""
     config = _from_root(config_dir or sweep.folder / "config", sweep)
     arguments = ["--config", config, "--expid", experiment.expid, "--gpu", str(gpu)]
-    if sweep.config.seeds and experiment.training.seed != sweep.seeds[0]:
+    if not seeds and sweep.config.seeds and experiment.training.seed != sweep.seeds[0]:
         arguments += ["--seed", str(experiment.training.seed)]
-    return shlex.join([*run_command(experiment.zoo.resolve(), sweep.sections.root.resolve()), *arguments])
+    return shlex.join([*run_command(experiment.zoo.resolve(), sweep.sections.root.resolve(), seeds), *arguments])
 
 
 def _from_root(path: Path, sweep: Sweep) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from ctrbench.config import Experiment
 from ctrbench.errors import ConfigError, CtrbenchError
 from ctrbench.files import write_text
+from ctrbench.seeds import is_faster_stacked
 from ctrbench.tuner.configs import ConfigFolder, rerun_command
 from ctrbench.tuner.definition import Sweep
 from ctrbench.tuner.display import Display
@@ -220,8 +221,23 @@ class Engine:
     def _start(self, slot: Slot, job: Job) -> None:
         from ctrbench.tuner.worker import Task
 
-        commands = [rerun_command(self.sweep, experiment, slot.gpu) for experiment in job.experiments]
-        task = Task(job.claim.trial_id, job.experiments, slot.gpu, self.sweep_id, commands, self.asks, job.is_fresh)
+        is_stacked = not job.is_alone and is_faster_stacked(job.experiments[0], slot.gpu)
+        together = job.experiments[1 if self.asks else 0 :] if is_stacked else []
+        seeds = [e.training.seed for e in together] if len(together) > 1 else []
+        commands = [
+            rerun_command(self.sweep, e, slot.gpu, seeds=seeds if e.training.seed in seeds else ())
+            for e in job.experiments
+        ]
+        task = Task(
+            trial_id=job.claim.trial_id,
+            experiments=job.experiments,
+            gpu=slot.gpu,
+            sweep_id=self.sweep_id,
+            commands=commands,
+            asks=self.asks,
+            is_fresh=job.is_fresh,
+            is_stacked=is_stacked,
+        )
         job.is_fresh = False
         slot.run(job, task)
         self.display.started(job.expid, slot.device)

@@ -29,6 +29,7 @@ from ctrbench.errors import CtrbenchError, InterruptedRunError, ModelCodeError
 from ctrbench.memory import is_out_of_memory
 from ctrbench.preprocess import build_dataset
 from ctrbench.run import Session, run
+from ctrbench.stacked_runs import run_together
 from ctrbench.tuner.records import SeedResult
 
 
@@ -43,7 +44,8 @@ class Task:
         sweep_id: identifies the sweep in the reports of its runs; empty for runs that belong to none.
         commands: how to run each experiment by hand.
         is_fresh: whether to begin its runs anew.
-        asks: whether to wait for the pruner's word after each evaluation.
+        asks: whether to wait for the pruner's word after each evaluation of the first seed.
+        is_stacked: whether to train its seeds together, but for the first one where the pruner is to judge it.
     """
 
     trial_id: int
@@ -53,6 +55,7 @@ class Task:
     commands: list[str]
     asks: bool
     is_fresh: bool = False
+    is_stacked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,15 +157,8 @@ class _Trial:
 
     def run(self) -> Ended:
         try:
-            for position, experiment in enumerate(self.task.experiments):
-                report = self._finished_report(experiment)
-                self.num_adopted += report is not None
-                if report is None:
-                    report = self._run(experiment, position)
-                if position == 0:
-                    self.curve = _read_curve(experiment)
-                self.data_hash = report["data_hash"]
-                self.results.append(SeedResult.from_report(report, str(experiment.run_dir)))
+            for group in self._groups():
+                self._run_group(group)
             return self._ended("complete")
         except _PrunedError:
             return self._ended("pruned")
@@ -174,20 +170,57 @@ class _Trial:
                 return self._ended(how, str(error), traceback.format_exc() if isinstance(error, ModelCodeError) else "")
             return self._ended(how, f"{type(error).__name__}: {error}".strip(), traceback.format_exc())
 
-    def _run(self, experiment: Experiment, position: int) -> dict[str, Any]:
-        is_first = position == 0
+    def _groups(self) -> list[list[int]]:
+        """Positions of the experiments that are run at once."""
+        positions = list(range(len(self.task.experiments)))
+        if not self.task.is_stacked:
+            return [[position] for position in positions]
+        return [positions[:1], positions[1:]] if self.task.asks else [positions]
+
+    def _run_group(self, positions: list[int]) -> None:
+        """Run what is missing of these experiments and keep what they gave; then raise the first error."""
+        reports: dict[int, dict[str, Any] | BaseException] = {}
+        for position in positions:
+            if (found := self._finished_report(self.task.experiments[position])) is not None:
+                reports[position] = found
+        self.num_adopted += len(reports)
+        reports |= self._run([position for position in positions if position not in reports])
+        for position in positions:
+            report, experiment = reports[position], self.task.experiments[position]
+            if isinstance(report, BaseException):
+                continue
+            if position == 0:
+                self.curve = _read_curve(experiment)
+            self.data_hash = report["data_hash"]
+            self.results.append(SeedResult.from_report(report, str(experiment.run_dir)))
+        for error in reports.values():
+            if isinstance(error, BaseException):
+                raise error
+
+    def _run(self, positions: list[int]) -> dict[int, dict[str, Any] | BaseException]:
+        """Reports of the runs at these positions; a single one raises its error."""
+        task = self.task
+        experiments = [task.experiments[i] for i in positions]
+        commands = [task.commands[i] for i in positions]
+        sessions = [self._session(i) for i in positions]
+        if len(positions) == 1:
+            return {positions[0]: run(experiments[0], task.gpu, task.is_fresh, commands[0], sessions[0])}
+        found = run_together(experiments, task.gpu, task.is_fresh, commands, sessions) if positions else []
+        return dict(zip(positions, found, strict=True))
+
+    def _session(self, position: int) -> Session:
+        experiment = self.task.experiments[position]
 
         def tell(history: list[dict[str, Any]]) -> None:
             curve = _monitored(experiment, history)
             self.link.send(Evaluated(self.task.trial_id, experiment.training.seed, curve, history[-1]["epoch"]))
             # A setting is judged by its first seed; once that has come through, the others run to their end.
-            if self.task.asks and is_first and self.inbox.get() == "prune":
+            if self.task.asks and position == 0 and self.inbox.get() == "prune":
                 raise _PrunedError
 
         notes = {"sweep": self.task.sweep_id} if self.task.sweep_id else {}
         # A worker of a command that was just killed may take a moment to notice.
-        session = Session(self.data, tell, self.stop.is_set, is_quiet=True, patience=PATIENCE_SECONDS, notes=notes)
-        return run(experiment, self.task.gpu, self.task.is_fresh, self.task.commands[position], session)
+        return Session(self.data, tell, self.stop.is_set, is_quiet=True, patience=PATIENCE_SECONDS, notes=notes)
 
     def _finished_report(self, experiment: Experiment) -> dict[str, Any] | None:
         """The report of a run that this sweep finished before it was interrupted; runs of no sweep are chosen elsewhere."""

@@ -171,6 +171,28 @@ def test_seeds(box: Any, tune: Callable[..., tuple[int, str, str]]) -> None:
         assert record.curve == [json.loads(line)["AUC"] for line in first] and len(record.curve) == 2
 
 
+@pytest.mark.parametrize("pruner", [None, {"name": "median", "num_startup_trials": 9}], ids=["none", "median"])
+def test_seeds_of_a_tiny_trial_are_trained_together(
+    pruner: dict[str, Any] | None, box: Any, tune: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A pruner judges a setting by its first seed, which is trained alone first."""
+    box.tuner({"batch_size": [64, 4096]}, seeds=[7, 8, 9], pruner=pruner)
+    status, _, err = tune()
+    assert status == 0, err
+    for record in box.records():
+        assert [run.seed for run in record.seeds] == [7, 8, 9] and len(record.curve) == 1
+        reports = {run.seed: json.loads((Path(run.run_dir) / "report.json").read_text()) for run in record.seeds}
+        stacks = [report.get("stack", {}).get("seeds") for report in reports.values()]
+        is_tiny = record.values["batch_size"] == 64
+        together = ([7, 8, 9] if pruner is None else [8, 9]) if is_tiny else None
+        assert stacks == [together if together and seed in together else None for seed in (7, 8, 9)]
+        command = reports[9]["command"]
+        assert ("--together" in command) is is_tiny
+        if is_tiny:
+            assert f" --seeds {' '.join(map(str, together))} --together stack --config runs/" in command
+    assert tune()[0] == 0  # what is finished is adopted
+
+
 @pytest.mark.parametrize(
     "pruner",
     [
