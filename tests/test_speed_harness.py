@@ -90,6 +90,8 @@ def test_every_kind_of_every_shape_is_measured_on_both_sides(measured: dict[str,
             epoch = 2 * 133 if side == "ctrbench" else 133
             assert rows == {"batches": 133, "epoch": epoch, "step": 64, "predict": 133, "evaluate": 133}
             assert set(answer["kinds"]["step"]["phases"]) == {"gather", "forward", "backward", "optimizer"}
+            pairs = answer["kinds"]["step"]["paired"]
+            assert len(pairs) == 2 and all(p["seconds"] > 0 and 1e8 < p["flops_per_second"] < 1e15 for p in pairs)
         costs = sides["ctrbench"]["costs"]
         assert costs["rows"] == 64 and min(costs["flops"].values()) > 0 and min(costs["bytes"].values()) > 0
 
@@ -173,6 +175,25 @@ def test_tables_of_what_was_measured(
     assert json.loads(json.dumps(report)) == report
     report["shapes"] = {}
     assert "ML_1M" not in tables.to_markdown(report)
+
+
+def test_shares_of_what_the_machine_multiplies(
+    harness: dict[str, ModuleType], measured: dict[str, dict[str, dict[str, Any]]]
+) -> None:
+    report, tables = report_of(harness, measured), harness["compare_tables"]
+    shape = report["shapes"]["Criteo_x4"]
+    step = shape["sides"]["ctrbench"]["kinds"]["step"]
+    assert len(step["paired"]) == 2 * 2
+    flops = sum(shape["costs"]["flops"].values())
+    step["seconds"]["median"] = flops / (0.25 * LIMITS["flops_per_second"])
+    step["paired"] = [{"seconds": flops / 1e9 * slow, "flops_per_second": 1e9} for slow in (1, 2, 4)]
+    page = tables.to_markdown(report).partition("**Criteo_x4**")[2]
+    assert re.search(r"\| step's share of the GFLOP/s ceiling \| 25% \|", page)
+    assert re.search(r"\| - of square products beside it \| 50% \|", page)
+    assert "its share of the matrix products' ceiling | >= 60% | 25% | missed" in page
+    del step["paired"], shape["sides"]["fuxictr"]["kinds"]["step"]["paired"]
+    page = tables.to_markdown(report).partition("**Criteo_x4**")[2]
+    assert "| - its share of square products beside it | >= 60% |  | not measured |" in page
 
 
 def test_floors(harness: dict[str, ModuleType]) -> None:

@@ -3,10 +3,11 @@
 
     python benchmarks/speed/seeds.py --output benchmarks/speed/results/seeds.json
 
-Generated data of MovieLens-1M's shape. "one" is one seed's training steps at its best number of threads. The others train
-all seeds for as many steps each: "stacked" as `ctrbench run --seeds` with a stack does, "processes" as `ctrbench bench
---gpu -1 -1` does, in one process of one thread for each core, "in turn" in one process. Start-up, evaluation and the data's
-loading are outside the clock. Every figure comes from a process of its own, the forms take turns, and medians count.
+Generated data of MovieLens-1M's shape. "one" is one seed's training steps at its best number of threads, "fuxictr, one" the
+same steps by the installed FuxiCTR. The others train all seeds for as many steps each: "stacked" as `ctrbench run --seeds`
+with a stack does, "processes" as `ctrbench bench --gpu -1 -1` does, in one process of one thread for each core, "in turn" in
+one process. Start-up, evaluation and the data's loading are outside the clock. Every figure comes from a process of its own,
+the forms take turns, and medians count.
 """
 
 from __future__ import annotations
@@ -21,19 +22,27 @@ from pathlib import Path
 from typing import Any
 
 from measure import ROOT, describe, environment, markdown, run_worker, spread, use_cores, work, write_report
-from shapes import SHAPES, make_model, read_columns, write_columns
+from shapes import SHAPES, Shape, make_model, read_columns, write_columns
 
 CORES = 2
 WARM_UP_STEPS = 3
 SMALL = {"embedding_dim": 4, "num_deep_cross_layers": 2, "num_shallow_cross_layers": 2}
 # By name: rows of a batch, steps that are timed, and what differs from the published model.
 CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "SDCNv3, B = 4096": (4096, 12, {}),
+    "SDCNv3, B = 4096": (4096, 40, {}),
     "SDCNv3, B = 128": (128, 80, {}),
     "SDCNv3 with D = 4 and 2 + 2 layers, B = 128": (128, 120, SMALL),
 }
 # By form: threads of torch in each process.
-FORMS = {"one": (1, 2), "stacked": (1, 2), "in turn": (1,), "processes": (1,)}
+FUXICTR = "fuxictr, one"
+FORMS = {"one": (1, 2), FUXICTR: (1, 2), "stacked": (1, 2), "in turn": (1,), "processes": (1,)}
+
+
+def shape_of_case(case: str) -> Shape:
+    """MovieLens-1M's shape with what a case changes."""
+    batch_size, _, changes = CASES[case]
+    shape = SHAPES["ML_1M"]
+    return dataclasses.replace(shape, batch_size=batch_size, params={**shape.params, **changes})
 
 
 class Seed:
@@ -50,13 +59,11 @@ class Seed:
         from ctrbench.stacked_inputs import RandomState
         from ctrbench.trainer import Trainer
 
-        batch_size, _, changes = CASES[case]
-        shape = SHAPES["ML_1M"]
-        shape = dataclasses.replace(shape, batch_size=batch_size, params={**shape.params, **changes})
+        shape = shape_of_case(case)
         self.trainer = Trainer(*make_model(shape))
         self.trainer.model.train()
         self.state = RandomState(self.trainer.device)
-        self.batches = iter(Batches(read_columns(data), batch_size, shuffle=True, seed=seed))
+        self.batches = iter(Batches(read_columns(data), shape.batch_size, shuffle=True, seed=seed))
 
     def train(self, steps: int) -> None:
         """Take `steps` steps alone."""
@@ -70,6 +77,8 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     steps, count = CASES[case][1], 1 if form == "one" else settings["num_seeds"]
     if form == "processes":
         return measure_processes(case, data, count)
+    if form == FUXICTR:
+        return measure_fuxictr(case, data, steps)
     seeds = [Seed(case, data, seed) for seed in range(1, count + 1)]
     if form == "stacked":
         return measure_stack(seeds, steps)
@@ -91,6 +100,20 @@ class Stopwatch:
         """By the clock, and of all processors that worked for this process: the latter is less disturbed by others."""
         seconds, cpu_seconds = self._started
         return {"seconds": time.perf_counter() - seconds, "cpu_seconds": time.process_time() - cpu_seconds}
+
+
+def measure_fuxictr(case: str, data: Path, steps: int) -> dict[str, float]:
+    """`steps` steps of one seed by FuxiCTR, whose batches are in place already."""
+    from sides import Fuxictr
+
+    side = Fuxictr(shape_of_case(case), {"device": "cpu", "train_file": str(data), "eval_file": str(data)})
+    side.model.train()
+    batches, watch = iter(side.resident(data, shuffle=True)), Stopwatch()
+    for step in range(WARM_UP_STEPS + steps):
+        if step == WARM_UP_STEPS:
+            watch = Stopwatch()
+        side.step(next(batches))
+    return watch.read()
 
 
 def measure_stack(seeds: list[Seed], steps: int) -> dict[str, float]:
@@ -161,7 +184,7 @@ def run_all(num_seeds: int, repeats: int, scratch: Path) -> dict[str, Any]:
         for kind in ("seconds", "cpu_seconds"):
             by_form = {f"{form}, {t} threads": spread(run[kind] for run in taken[c, form, t])
                        for c, form, t in jobs if c == case}  # fmt: skip
-            one = min(figures["median"] for name, figures in by_form.items() if name.startswith("one,"))
+            one = min(figures["median"] for name, figures in by_form.items() if name.startswith("one, "))
             ratios = {name: figures["median"] / one for name, figures in by_form.items()}
             found |= {kind: by_form, f"{kind}_to_one_seed": ratios}
         cases[case] = found

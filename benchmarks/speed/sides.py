@@ -25,6 +25,8 @@ from shapes import Shape, make_model, read_columns, shape_of
 METRICS = ["AUC", "logloss"]
 # Repeats of a metric by the side that takes milliseconds.
 METRIC_REPEATS = 7
+# Products on each side of a step.
+MOST_PRODUCTS = 200
 
 
 class Side:
@@ -233,23 +235,42 @@ def _step(side: Side) -> dict[str, Any]:
 
 
 def _paired_steps(side: Side, batches: Iterator[Any]) -> list[dict[str, float]]:
-    """As many steps again, each with what the machine multiplied at most just before or just after it.
+    """As many steps again, each between large square products that take about as long.
 
-    Neighbours and the processor's clock change what a shared machine can do from minute to minute.
+    What a shared machine can do changes from second to second: only what ran side by side can be compared.
     """
-    import torch
+    multiply, flops = _square_product(side)
+    multiply()
+    alone = timed(multiply, side.device)
+    in_turn = timed(lambda: side.step(next(batches)), side.device)
+    count = max(2, min(MOST_PRODUCTS, round(in_turn / alone / 2)))
 
-    from ctrbench.ceilings import measure_product
+    def multiplied() -> tuple[float, float]:
+        return count * flops, timed(lambda: [multiply() for _ in range(count)], side.device)
 
-    precision = side.settings["overrides"].get("precision", "fp32")
-    before, pairs = measure_product(torch.device(side.device), precision), []
+    around, pairs = [multiplied()], []
     for _ in range(side.settings["steps"]):
         batch = next(batches)
         seconds = timed(functools.partial(side.step, batch), side.device)
-        after = measure_product(torch.device(side.device), precision)
-        pairs.append({"seconds": seconds, "flops_per_second": max(before, after)})
-        before = after
+        around.append(multiplied())
+        done, spent = (sum(figures) for figures in zip(*around[-2:], strict=True))
+        pairs.append({"seconds": seconds, "flops_per_second": done / spent})
     return pairs
+
+
+def _square_product(side: Side) -> tuple[Callable[[], Any], int]:
+    """A product of random square matrices in the precision of the side's steps, and its floating point operations."""
+    import torch
+
+    from ctrbench.ceilings import PRODUCT_ROWS
+
+    rows = PRODUCT_ROWS[side.device][-1]
+    is_bf16 = side.settings["overrides"].get("precision") == "bf16"
+    dtype = torch.bfloat16 if is_bf16 else torch.float32  # whether tf32 is used is a setting of the process
+    generator = torch.Generator(side.device).manual_seed(0)
+    left, right = (torch.randn(rows, rows, generator=generator, device=side.device).to(dtype) for _ in range(2))
+    target = torch.empty_like(left)
+    return functools.partial(torch.mm, left, right, out=target), 2 * rows**3
 
 
 def _attention(side: Side) -> dict[str, Any]:
