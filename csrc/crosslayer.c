@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The elementwise part of a cross layer of DCNv3 and SDCNv3, forward and backward, each in one pass over the rows.
+ * All of a cross layer of DCNv3 and SDCNv3 but its matrix products, forward and backward.
  *
- * With p = W x (made outside, as a matrix product), for each row of N = 2 M elements:
+ * With p = W x, for each row of N = 2 M elements:
  *
- *     h = (p - mean) * scale + shift              batch normalisation of a head; left out where mean is NULL
+ *     h = gain * (p - mean) * rstd + shift        batch normalisation of a head; h = p where mean is NULL
  *     m = relu(weight * (h - E h) / sd(h) + bias) layer normalisation; m = relu(h) where weight is NULL
  *     y = (anchor * ([h, h m] + b) + x) * kept * factor
+ *
+ * That is one pass over the rows each way; with batch normalisation in training there is one more over p forward, for its
+ * moments, and one more over its gradient backward, for what the moments have to do with it.
  *
  * All tensors are contiguous, in single precision; rows are (sample, head) pairs, head = row mod heads. `kept` holds a byte of
  * 0 or 1 for each element, or is NULL. Sums over the batch are taken in blocks of BLOCK rows and added up in the order of
@@ -20,12 +23,17 @@
 
 #include "simd.h"
 
-enum { BLOCK = 128 };
+/* Of fewer elements than SMALL one thread takes all: to wake others costs more. */
+enum { BLOCK = 128, SMALL = 1 << 14 };
 
 typedef struct {
     int64_t rows, half, heads, threads;
+    int64_t is_training;               /* batch normalisation by the batch's moments, which move the running ones */
     float eps, factor;                 /* of the layer normalisation; 1 / (1 - p) of dropout */
-    const float *mean, *scale, *shift; /* (heads) or NULL */
+    float batch_eps, momentum;         /* of the batch normalisation */
+    float *mean, *rstd;                /* (heads) each, which the forward pass sets and the backward pass reads; or NULL */
+    const float *gain, *shift;         /* (heads) */
+    float *running_mean, *running_var; /* (heads) */
     const float *weight, *bias;        /* (half) or NULL */
     const float *b;                    /* (2 half) */
     const float *x, *anchor, *product; /* (rows, 2 half), (rows, 2 half), (rows, half) */
@@ -34,8 +42,7 @@ typedef struct {
 
 typedef struct {
     float *dx, *danchor, *dproduct; /* as x, anchor (NULL where it is x) and product; dx lacks W's part */
-    float *parameters;              /* of b, weight and bias, one after the other: (4 half) */
-    double *by_head;                /* sums of dh and of dh * (p - mean): (heads, 2) */
+    float *parameters;              /* of b, weight, bias, gain and shift, one after the other: (4 half + 2 heads) */
 } Gradients;
 
 static int64_t num_blocks(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
@@ -48,7 +55,8 @@ static int64_t end_of(int64_t block, int64_t rows) {
 INLINED void normalise(const Layer *l, int64_t row, float *h, float *mu, float *rstd) {
     const float *p = l->product + row * l->half;
     const int64_t half = l->half, head = row % l->heads;
-    const float mean = l->mean ? l->mean[head] : 0, scale = l->mean ? l->scale[head] : 1, shift = l->mean ? l->shift[head] : 0;
+    const float mean = l->mean ? l->mean[head] : 0, scale = l->mean ? l->rstd[head] * l->gain[head] : 1;
+    const float shift = l->mean ? l->shift[head] : 0;
     float sum = 0, squares = 0;
     SUM(sum)
     for (int64_t j = 0; j < half; j++) {
@@ -88,7 +96,7 @@ FOR_EVERY_CPU static void forward_rows(const Layer *l, int64_t first, int64_t la
     }
 }
 
-/* `sums` gets what a block adds to `parameters` and, after them, to `by_head`. */
+/* `sums` gets what a block adds to the gradients of b, weight and bias and, by head, to the sums of dh and of dh * (p - mean). */
 FOR_EVERY_CPU static void backward_rows(
     const Layer *l, int64_t first, int64_t last, float *scratch, const float *gradient, const Gradients *to, float *sums) {
     const int64_t half = l->half;
@@ -186,7 +194,7 @@ FOR_EVERY_CPU static void finish_rows(
     const Layer *l, int64_t first, int64_t last, const float *of_mean, const float *of_centered, float *dproduct) {
     for (int64_t row = first; row < last; row++) {
         const int64_t head = row % l->heads;
-        const float a = of_mean[head], c = of_centered[head], mean = l->mean[head], scale = l->scale[head];
+        const float a = of_mean[head], c = of_centered[head], mean = l->mean[head], scale = l->rstd[head] * l->gain[head];
         const float *p = l->product + row * l->half;
         float *d = dproduct + row * l->half;
         EACH
@@ -203,25 +211,24 @@ static void add_up(const float *sums, int64_t blocks, int64_t width, double *tot
             totals[j] += sums[block * width + j];
 }
 
-/*
- * What Python calls. All return 0, or -1 where memory is short.
- */
-
-/* Mean and variance over the batch by head, (2, heads): of offsets from a number near the mean, so that no digits are lost. */
-int cross_moments(const float *p, int64_t rows, int64_t half, int64_t heads, int64_t threads, double *moments) {
-    const int64_t blocks = num_blocks(rows), width = 2 * heads, count = rows / heads * half;
+/* Mean and variance of p over the batch by head: of offsets from a number near the mean, so that no digits are lost. */
+static int take_moments(const Layer *l) {
+    const int64_t blocks = num_blocks(l->rows), heads = l->heads, width = 2 * heads, count = l->rows / heads * l->half;
     float *sums = calloc(blocks * width, sizeof *sums);
     double *totals = malloc(width * sizeof *totals);
     const int is_short = !sums || !totals;
     if (!is_short) {
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(l->threads) if (l->rows * l->half > SMALL)
         for (int64_t block = 0; block < blocks; block++)
-            moments_of_rows(p, block * BLOCK, end_of(block, rows), half, heads, sums + block * width);
+            moments_of_rows(l->product, block * BLOCK, end_of(block, l->rows), l->half, heads, sums + block * width);
         add_up(sums, blocks, width, totals);
         for (int64_t head = 0; head < heads; head++) {
             const double offset = totals[2 * head] / count;
-            moments[head] = p[head * half] + offset;
-            moments[heads + head] = fmax(totals[2 * head + 1] / count - offset * offset, 0);
+            const double variance = fmax(totals[2 * head + 1] / count - offset * offset, 0);
+            l->mean[head] = l->product[head * l->half] + offset;
+            l->rstd[head] = 1 / sqrt(variance + l->batch_eps);
+            l->running_mean[head] += l->momentum * (l->mean[head] - l->running_mean[head]);
+            l->running_var[head] += l->momentum * ((float)(variance * count / (count - 1)) - l->running_var[head]);
         }
     }
     free(sums);
@@ -229,28 +236,60 @@ int cross_moments(const float *p, int64_t rows, int64_t half, int64_t heads, int
     return is_short ? -1 : 0;
 }
 
-/* y of every row. */
+/* From the gradient of h to that of p: gain * rstd * (dh - E dh - (p - mean) * rstd^2 E (dh * (p - mean))). */
+static int finish(const Layer *l, const double *by_head, float *dproduct) {
+    const int64_t blocks = num_blocks(l->rows), count = l->rows / l->heads * l->half;
+    float *means = malloc(2 * l->heads * sizeof *means);
+    if (!means)
+        return -1;
+    for (int64_t head = 0; head < l->heads; head++) {
+        const double rstd = l->rstd[head];
+        means[head] = by_head[2 * head] / count;
+        means[l->heads + head] = by_head[2 * head + 1] * rstd * rstd / count;
+    }
+#pragma omp parallel for schedule(static) num_threads(l->threads) if (l->rows * l->half > SMALL)
+    for (int64_t block = 0; block < blocks; block++)
+        finish_rows(l, block * BLOCK, end_of(block, l->rows), means, means + l->heads, dproduct);
+    free(means);
+    return 0;
+}
+
+/*
+ * What Python calls. Both return 0, or -1 where memory is short.
+ */
+
+/* y of every row; with batch normalisation also mean and rstd and, in training, the running moments. */
 int cross_forward(const Layer *l, float *y) {
     const int64_t blocks = num_blocks(l->rows);
     float *scratch = malloc(l->threads * l->half * sizeof *scratch);
     if (!scratch)
         return -1;
-#pragma omp parallel for schedule(static) num_threads(l->threads)
+    if (l->mean && l->is_training) {
+        if (take_moments(l)) {
+            free(scratch);
+            return -1;
+        }
+    } else if (l->mean)
+        for (int64_t head = 0; head < l->heads; head++) {
+            l->mean[head] = l->running_mean[head];
+            l->rstd[head] = 1 / sqrt((double)l->running_var[head] + l->batch_eps);
+        }
+#pragma omp parallel for schedule(static) num_threads(l->threads) if (l->rows * l->half > SMALL)
     for (int64_t block = 0; block < blocks; block++)
         forward_rows(l, block * BLOCK, end_of(block, l->rows), scratch + omp_get_thread_num() * l->half, y);
     free(scratch);
     return 0;
 }
 
-/* All gradients but W's, from that of y. With batch normalisation `dproduct` is that of h until `cross_finish`. */
+/* All gradients but W's and its part of dx, from that of y. */
 int cross_backward(const Layer *l, const float *gradient, const Gradients *to) {
-    const int64_t blocks = num_blocks(l->rows), half = l->half, width = 4 * half + 2 * l->heads;
+    const int64_t blocks = num_blocks(l->rows), half = l->half, heads = l->heads, width = 4 * half + 2 * heads;
     float *scratch = malloc(l->threads * 4 * half * sizeof *scratch);
     float *sums = calloc(blocks * width, sizeof *sums);
     double *totals = malloc(width * sizeof *totals);
-    const int is_short = !scratch || !sums || !totals;
+    int is_short = !scratch || !sums || !totals;
     if (!is_short) {
-#pragma omp parallel for schedule(static) num_threads(l->threads)
+#pragma omp parallel for schedule(static) num_threads(l->threads) if (l->rows * l->half > SMALL)
         for (int64_t block = 0; block < blocks; block++)
             backward_rows(
                 l, block * BLOCK, end_of(block, l->rows), scratch + omp_get_thread_num() * 4 * half, gradient, to,
@@ -258,19 +297,17 @@ int cross_backward(const Layer *l, const float *gradient, const Gradients *to) {
         add_up(sums, blocks, width, totals);
         for (int64_t j = 0; j < 4 * half; j++)
             to->parameters[j] = totals[j];
-        memcpy(to->by_head, totals + 4 * half, 2 * l->heads * sizeof *totals);
+        const double *by_head = totals + 4 * half;
+        if (l->mean) {
+            for (int64_t head = 0; head < heads; head++) {
+                to->parameters[4 * half + head] = by_head[2 * head + 1] * l->rstd[head];
+                to->parameters[4 * half + heads + head] = by_head[2 * head];
+            }
+            is_short = finish(l, by_head, to->dproduct);
+        }
     }
     free(scratch);
     free(sums);
     free(totals);
     return is_short ? -1 : 0;
-}
-
-/* Take a batch normalisation's gradient from that of h to that of p: scale * (dh - of_mean - (p - mean) * of_centered). */
-int cross_finish(const Layer *l, const float *of_mean, const float *of_centered, float *dproduct) {
-    const int64_t blocks = num_blocks(l->rows);
-#pragma omp parallel for schedule(static) num_threads(l->threads)
-    for (int64_t block = 0; block < blocks; block++)
-        finish_rows(l, block * BLOCK, end_of(block, l->rows), of_mean, of_centered, dproduct);
-    return 0;
 }

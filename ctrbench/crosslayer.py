@@ -73,15 +73,17 @@ class _FusedStep:
 
     def __init__(self, network: Any, plain: Any):
         self._network, self._plain = network, plain
+        nothing = [None] * len(network.w)  # looked up once: a list of modules searches by name
+        self._layers = list(
+            zip(network.w, network.b, network.batch_norm or nothing, network.layer_norm or nothing, strict=True)
+        )
 
     def __call__(self, i: int, x: Tensor, *anchor: Tensor) -> Tensor:
-        network = self._network
-        if torch.compiler.is_compiling() or not _is_fit(network, i, x):
+        network, (linear, b, batch_norm, layer_norm) = self._network, self._layers[i]
+        weight = linear.weight
+        if torch.compiler.is_compiling() or not _is_fit(network, batch_norm, weight, x):
             as_written: Tensor = self._plain(i, x, *anchor)
             return as_written
-        weight, b = network.w[i].weight, network.b[i]
-        batch_norm = network.batch_norm[i] if network.batch_norm else None
-        layer_norm = network.layer_norm[i] if network.layer_norm else None
         bn: tuple[Any, Any] = (batch_norm.weight, batch_norm.bias) if batch_norm else (None, None)
         ln: tuple[Any, Any] = (layer_norm.weight, layer_norm.bias) if layer_norm else (None, None)
         eps = layer_norm.eps if layer_norm else 0.0
@@ -92,14 +94,15 @@ class _FusedStep:
         return x_next
 
 
-def _is_fit(network: Any, i: int, x: Tensor) -> bool:
-    """Whether layer i is to be computed where and as crosslayer.c does it: trained with gradients, or evaluated without."""
-    parts = (network, network.dropout, *network.batch_norm[i : i + 1])
+def _is_fit(network: Any, batch_norm: nn.Module | None, weight: Tensor, x: Tensor) -> bool:
+    """Whether a layer is to be computed where and as crosslayer.c does it: trained with gradients, or evaluated without."""
+    is_training = torch.is_grad_enabled()
     return (
         x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and x.dtype == network.w[i].weight.dtype == torch.float32
-        and all(part.training is torch.is_grad_enabled() for part in parts)
+        and x.dtype == weight.dtype == torch.float32
+        and network.training is network.dropout.training is is_training
+        and (batch_norm is None or batch_norm.training is is_training)
     )
 
 
@@ -109,37 +112,30 @@ class _CrossLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         """Of the arguments of `_cross`."""
-        _, anchor, weight, *_, eps, p = arguments
-        x_next, held, rstd = _cross(*arguments)
-        ctx.save_for_backward(*held, weight, rstd)
-        ctx.has_anchor, ctx.eps, ctx.p = anchor is not None, eps, p
+        _, anchor, weight, *_, batch_norm, eps, p = arguments
+        x_next, held = _cross(*arguments)
+        ctx.save_for_backward(*held, weight)
+        ctx.has_anchor, ctx.settings = anchor is not None, (batch_norm, eps, p)
         return x_next
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        *held, weight, rstd = ctx.saved_tensors
-        mean, _, _, ln_weight, _, b, x, _, product, _ = held
-        layer = ctypes.byref(_layer(held, ctx.eps, ctx.p))
+        *held, weight = ctx.saved_tensors
+        moments, _, _, ln_weight, _, b, x, _, product, _ = held
         gradient = gradient.contiguous()
         dx, dproduct = torch.empty_like(x), torch.empty_like(product)
         danchor = torch.empty_like(x) if ctx.has_anchor else None
-        parameters = b.new_empty(2 * len(b))
-        by_head = torch.empty(x.shape[1], 2, dtype=torch.float64)
-        to = native.Gradients(*map(native.address, (dx, danchor, dproduct, parameters, by_head)))
-        native.call("cross_backward", layer, gradient, ctypes.byref(to))
-        bn_gradients: tuple[Tensor | None, ...] = (None, None)
-        if mean is not None:
-            of_dh, of_centered = by_head.t().float().contiguous()
-            bn_gradients = of_centered * rstd, of_dh
-            count = product.numel() // len(mean)
-            means = of_dh / count, of_centered * rstd.square() / count
-            native.call("cross_finish", layer, *means, dproduct)
-        rows = dproduct.flatten(0, 1)  # (B*H, N/2)
-        dx.flatten(0, 1).addmm_(rows, weight)
-        db, dln_weight, dln_bias = parameters.split([len(b), len(b) // 2, len(b) // 2])
-        ln_gradients = (None, None) if ln_weight is None else (dln_weight, dln_bias)
-        return dx, danchor, rows.t() @ x.flatten(0, 1), db, *bn_gradients, *ln_gradients, None, None, None
+        width, heads = len(b), x.shape[1]
+        parameters = b.new_empty(2 * (width + heads))
+        to = native.Gradients(*map(native.address, (dx, danchor, dproduct, parameters)))
+        native.call("cross_backward", ctypes.byref(_layer(held, *ctx.settings)), gradient, ctypes.byref(to))
+        rows = x.view(-1, width)  # (B*H, N)
+        dx.view(-1, width).addmm_(dproduct, weight)
+        db, dln_weight, dln_bias, *dbn = parameters.split([width, width // 2, width // 2, heads, heads])
+        dln = (None, None) if ln_weight is None else (dln_weight, dln_bias)
+        dbn = [None, None] if moments is None else dbn
+        return dx, danchor, torch.mm(dproduct.t(), rows), db, *dbn, *dln, None, None, None
 
 
 def _cross(
@@ -154,43 +150,37 @@ def _cross(
     batch_norm: nn.BatchNorm1d | None,
     eps: float,
     p: float,
-) -> tuple[Tensor, tuple[Tensor | None, ...], Tensor | None]:
-    """x_(i+1), what `_layer` takes, and the reciprocal standard deviation by head (H,), if there is batch normalisation."""
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """x_(i+1), and what `_layer` takes."""
     x = x.contiguous()
     anchor = x if anchor is None else anchor.contiguous()
-    product = x @ weight.t()  # (B, H, N/2)
-    mean = rstd = scale = None
-    if batch_norm is not None and bn_weight is not None:
-        mean, rstd = _statistics(product, batch_norm)
-        scale = rstd * bn_weight
+    product = torch.mm(x.view(-1, x.shape[-1]), weight.t())  # (B*H, N/2)
+    moments = None
+    if batch_norm is not None:
+        moments = x.new_empty(2, x.shape[1])
+        if batch_norm.training:
+            if product.numel() == x.shape[1]:
+                raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+            assert batch_norm.num_batches_tracked is not None
+            batch_norm.num_batches_tracked.add_(1)
     kept = draw_mask(x.numel(), p) if p else None
-    held = (mean, scale, bn_bias, ln_weight, ln_bias, b, x, anchor, product, kept)
+    held = (moments, bn_weight, bn_bias, ln_weight, ln_bias, b, x, anchor, product, kept)
     x_next = torch.empty_like(x)
-    native.call("cross_forward", ctypes.byref(_layer(held, eps, p)), x_next)
-    return x_next, held, rstd
+    native.call("cross_forward", ctypes.byref(_layer(held, batch_norm, eps, p)), x_next)
+    return x_next, held
 
 
-def _statistics(product: Tensor, batch_norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Mean and reciprocal standard deviation by head, (H,) each: of the batch, which move the running ones, or these."""
-    assert batch_norm.running_mean is not None and batch_norm.running_var is not None
-    if not batch_norm.training:
-        return batch_norm.running_mean, (batch_norm.running_var + batch_norm.eps).rsqrt()
-    assert batch_norm.num_batches_tracked is not None and batch_norm.momentum is not None
-    batch, heads, half = product.shape
-    count = batch * half
-    if count == 1:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {product.shape}")
-    moments = torch.empty(2, heads, dtype=torch.float64)
-    native.call("cross_moments", product, batch * heads, half, heads, torch.get_num_threads(), moments)
-    mean, variance = moments[0].float(), moments[1]
-    batch_norm.num_batches_tracked.add_(1)
-    batch_norm.running_mean.lerp_(mean, batch_norm.momentum)
-    batch_norm.running_var.lerp_((variance * (count / (count - 1))).float(), batch_norm.momentum)
-    return mean, (variance + batch_norm.eps).rsqrt().float()
-
-
-def _layer(held: Any, eps: float, p: float) -> native.Layer:
-    product = held[-2]
-    batch, heads, half = product.shape
-    threads = torch.get_num_threads()
-    return native.Layer(batch * heads, half, heads, threads, eps, 1.0 / (1.0 - p), *map(native.address, held))
+def _layer(held: Any, batch_norm: nn.BatchNorm1d | None, eps: float, p: float) -> native.Layer:
+    moments, gain, shift, *others, product, kept = held
+    rows, half = product.shape
+    heads = others[-1].shape[1]  # of the anchor
+    to_rstd: int | None = None
+    running: tuple[int | None, ...] = (None, None)
+    is_training, batch_eps, momentum = False, 0.0, 0.0
+    if batch_norm is not None:
+        to_rstd = moments.data_ptr() + heads * moments.element_size()
+        running = native.address(batch_norm.running_mean), native.address(batch_norm.running_var)
+        is_training, batch_eps, momentum = batch_norm.training, batch_norm.eps, batch_norm.momentum or 0.0
+    numbers = rows, half, heads, torch.get_num_threads(), is_training, eps, 1.0 / (1.0 - p), batch_eps, momentum
+    normalised = native.address(moments), to_rstd, native.address(gain), native.address(shift), *running
+    return native.Layer(*numbers, *normalised, *map(native.address, (*others, product, kept)))

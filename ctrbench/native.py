@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 # Of csrc/interface.c.
-INTERFACE = 2
+INTERFACE = 3
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -23,25 +23,23 @@ class Layer(ctypes.Structure):
     """`Layer` of crosslayer.c."""
 
     _fields_ = (
-        *((name, _INT) for name in ("rows", "half", "heads", "threads")),
-        *((name, _FLOAT) for name in ("eps", "factor")),
-        *((name, _POINTER) for name in ("mean", "scale", "shift", "weight", "bias", "b")),
-        *((name, _POINTER) for name in ("x", "anchor", "product", "kept")),
+        *((name, _INT) for name in ("rows", "half", "heads", "threads", "is_training")),
+        *((name, _FLOAT) for name in ("eps", "factor", "batch_eps", "momentum")),
+        *((name, _POINTER) for name in ("mean", "rstd", "gain", "shift", "running_mean", "running_var")),
+        *((name, _POINTER) for name in ("weight", "bias", "b", "x", "anchor", "product", "kept")),
     )
 
 
 class Gradients(ctypes.Structure):
     """`Gradients` of crosslayer.c."""
 
-    _fields_ = tuple((name, _POINTER) for name in ("dx", "danchor", "dproduct", "parameters", "by_head"))
+    _fields_ = tuple((name, _POINTER) for name in ("dx", "danchor", "dproduct", "parameters"))
 
 
 _LAYER = ctypes.POINTER(Layer)
 _ARGUMENTS: dict[str, list[Any]] = {
-    "cross_moments": [_POINTER, *[_INT] * 4, _POINTER],
     "cross_forward": [_LAYER, _POINTER],
     "cross_backward": [_LAYER, _POINTER, ctypes.POINTER(Gradients)],
-    "cross_finish": [_LAYER, *[_POINTER] * 3],
     "draw_mask": [_POINTER, _INT, ctypes.c_uint64, ctypes.c_uint8, ctypes.c_uint64, _INT],
     "squared_norms": [*[_POINTER] * 2, *[_INT] * 2, _POINTER],
     "scatter_rows": [*[_POINTER] * 4, *[_INT] * 4],

@@ -25,7 +25,7 @@ MAX_DEATHS = 3
 # On a CPU a stack is faster, the start of processes included, up to so many embedded numbers in a batch, with so few cores.
 STACK_CELLS, STACK_CORES = 1 << 13, 2
 # The same where one process makes all the runs anyway: a stack of five against one run after the other.
-SLOT_CELLS = 1 << 15
+SLOT_CELLS = 1 << 14
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0
 Result = dict[str, Any] | BaseException

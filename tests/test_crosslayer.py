@@ -103,20 +103,37 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         torch.testing.assert_close(results[0][0], others[0])  # a matrix product of torch is in it
 
 
+def normalised(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """Mean and reciprocal standard deviation by head, (2, H), of the first halves of x (B, H, N), as a layer takes them."""
+    width = x.shape[-1]
+    weight, b = torch.eye(width // 2, width), torch.zeros(width)
+    _, held = crosslayer._cross(x, None, weight, b, norm.weight, norm.bias, None, None, norm, 0.0, 0.0)
+    assert held[0] is not None
+    return held[0]
+
+
 @needs_native
 def test_batch_statistics_keep_their_digits_far_from_zero() -> None:
-    product = torch.randn(1000, 2, 15) * 0.01 + torch.tensor([300.0, -5.0]).view(1, 2, 1)
-    norm = nn.BatchNorm1d(2)
-    mean, rstd = crosslayer._statistics(product, norm)
-    exact = product.double().transpose(0, 1).flatten(1)
+    x = torch.randn(1000, 2, 30) * 0.01 + torch.tensor([300.0, -5.0]).view(1, 2, 1)
+    norm, theirs = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    mean, rstd = normalised(x, norm)
+    exact = x[..., :15].double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(mean.double(), exact.mean(1), rtol=1e-6, atol=0)
     torch.testing.assert_close(rstd.double(), (exact.var(1, correction=0) + norm.eps).rsqrt(), rtol=1e-4, atol=0)
+    theirs(x[..., :15])
+    for mine, other in zip(norm.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+    norm.eval()
+    mean, rstd = normalised(x, norm)
+    assert torch.equal(mean, norm.running_mean)
+    torch.testing.assert_close(rstd, (norm.running_var + norm.eps).rsqrt())
+    assert int(norm.num_batches_tracked) == 1
 
 
 @needs_native
 def test_a_batch_norm_of_one_number_is_refused_as_by_torch() -> None:
     with pytest.raises(ValueError, match=r"Expected more than 1 value per channel when training, got input size"):
-        crosslayer._statistics(torch.ones(1, 1, 1), nn.BatchNorm1d(1))
+        normalised(torch.ones(1, 2, 2), nn.BatchNorm1d(2))
 
 
 @needs_native

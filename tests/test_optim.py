@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ctrbench import native, optim
 from ctrbench.optim import CoupledAdam
 
 
@@ -71,3 +72,30 @@ def test_state_dict_continues_exactly() -> None:
     second.load_state_dict(first.state_dict())
     train(broken, second, range(8, 20))
     assert torch.equal(whole, broken)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4096, 3 * 4096 + 5])
+def test_sums_of_products_are_those_of_torch(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    g, w = torch.randn(2, count, 1, generator=torch.Generator().manual_seed(3))
+    exact = [float((a.double() * b.double()).sum()) for a, b in ((g, g), (g, w), (w, w))]
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append([float(x) for x in optim._products(g, w)])
+    torch.set_num_threads(before)
+    alone = optim._products(g, None)[0]
+    monkeypatch.setattr(native, "library", lambda: None)
+    in_torch = [float(x) for x in optim._products(g, w)]
+    assert found[0] == found[1] == pytest.approx(exact, rel=1e-5, abs=1e-4) == in_torch
+    assert float(alone) == float(found[0][0]) and float(optim._products(g, None)[0]) == in_torch[0]
+
+
+def test_large_and_small_gradients_are_clipped_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "LARGE", 50)
+    params = [nn.Parameter(torch.zeros(n)) for n in (100, 49, 3)]
+    optimizer = CoupledAdam([(params, 0.0)], lr=0.1, max_norm=10.0)
+    for parameter in params:
+        parameter.grad = torch.full_like(parameter, 3.0)
+    _, squared_norm = optimizer._penalty_and_squared_norm()
+    assert float(squared_norm) == pytest.approx(9.0 * 152)
