@@ -8,7 +8,8 @@ Outputs, gradients, initial weights and the names and shapes of the `state_dict`
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -93,7 +94,9 @@ class MergedEmbeddingDict(nn.Module):
         averaged = [field for field in wanted if field in self._averaged and inputs[field].dim() == 2]
         plain = [field for field in wanted if field in self._row_ranges and field not in averaged]
         gathered, merged = self._gather({field: inputs[field] for field in plain})
-        embeddings = _Embeddings(gathered, {field: merged[field] for field in plain if inputs[field].dim() == 1})
+        embeddings = _Embeddings()
+        if gathered is not None and all(inputs[field].dim() == 1 for field in plain):
+            embeddings.gathered, embeddings.pieces = gathered, merged
         for field in wanted:
             if field in averaged:
                 embeddings[field] = self._average(field, inputs[field])
@@ -155,31 +158,25 @@ class MergedEmbeddingDict(nn.Module):
 
 
 class _Embeddings(OrderedDict[str, Tensor]):
-    """Embeddings by field that remember which of them were looked up together.
+    """Embeddings by field that remember which of them were looked up together, (B, F, D) and by field in that order."""
 
-    Args:
-        gathered: (B, F, D).
-        pieces: it by field, in its order; empty where some of it are not one embedding each.
-    """
-
-    def __init__(self, gathered: Tensor | None, pieces: dict[str, Tensor]):
-        super().__init__()
-        self._gathered, self._pieces = gathered, pieces
+    gathered: Tensor | None = None
+    pieces: Mapping[str, Tensor] = MappingProxyType({})
 
     def parts(self, fields: list[str]) -> list[Tensor] | None:
         """What makes (B, F, D) side by side, for these fields; None where they are to be taken one by one."""
-        names, gathered = list(self._pieces), self._gathered
-        if gathered is None or not names or names[0] not in fields:
+        names = list(self.pieces)
+        if self.gathered is None or names[0] not in fields:
             return None
         first = fields.index(names[0])
         last = first + len(names)
-        if fields[first:last] != names or not all(self[name] is piece for name, piece in self._pieces.items()):
+        if fields[first:last] != names or not all(self[name] is piece for name, piece in self.pieces.items()):
             return None  # others lie between them, or the model replaced some
-        others = [self[name] for name in (*fields[:first], *fields[last:])]
-        if gathered.shape[-2] != len(names) or any(x.shape != self[names[0]].shape for x in others):
+        single = [self[name] for name in (*fields[:first], *fields[last:])]
+        if any(x.shape != self[names[0]].shape for x in single):
             return None
-        single = [x.unsqueeze(1) for x in others]
-        return [*single[:first], gathered, *single[first:]]
+        single = [x.unsqueeze(1) for x in single]
+        return [*single[:first], self.gathered, *single[first:]]
 
 
 class _Rows(nn.Module):

@@ -204,3 +204,5 @@ def test_fields_looked_up_together_are_not_copied_apart(fields: tuple[str, ...],
     written = FeatureEmbeddingDict.dict2tensor(layer, replaced, flatten_emb)
     assert torch.equal(layer.dict2tensor(replaced, flatten_emb), written)
     assert torch.equal(layer.dict2tensor(layer(batch), feature_list=["item"]), layer(batch)["item"].unsqueeze(1))
+    copied = layer(batch).copy()
+    torch.testing.assert_close(layer.dict2tensor(copied, flatten_emb), expected, rtol=1e-5, atol=1e-7)
