@@ -201,9 +201,9 @@ class Bench:
         from ctrbench.tuner.worker import Task
 
         job = self._pending.popleft()
-        seeds = [cell.seed for cell in job.cells] if len(job.cells) > 1 else []
-        commands = [cell.command(self.suite.root, slot.gpu, seeds) for cell in job.cells]
-        task = Task(id(job), job.experiments, slot.gpu, "", commands, False, self.is_fresh, is_stacked=bool(seeds))
+        together = [cell.seed for cell in job.cells] if len(job.cells) > 1 else []
+        commands = [cell.command(self.suite.root, slot.gpu, together) for cell in job.cells]
+        task = Task(id(job), job.experiments, slot.gpu, "", commands, False, self.is_fresh, together)
         slot.run(job, task)
 
     def _handle(self, slot: Slot, message: Any) -> None:
@@ -219,14 +219,13 @@ class Bench:
     def _on_end(self, slot: Slot, message: Any) -> None:
         job, seconds = slot.job, time.monotonic() - slot.since
         slot.job = None
+        with_others = f", {len(job.cells)} seeds together" if len(job.cells) > 1 else ""
         for result in message.results:
             self.num_done += 1
             values = result.metrics
             shown = ", ".join(f"{s} {n} {v:.6f}" for s in values for n, v in list(values[s].items())[:1])
-            name, what = f"{job.cells[0].expid}, seed {result.seed}", ""
-            if len(job.cells) > 1:
-                what = f", {len(job.cells)} seeds together"
-            _say(f"[{self.num_done}/{self.num_total}] {name}: {shown} ({seconds:.1f} s on {slot.device}{what})")
+            name = f"{job.cells[0].expid}, seed {result.seed}"
+            _say(f"[{self.num_done}/{self.num_total}] {name}: {shown} ({seconds:.1f} s on {slot.device}{with_others})")
         if message.how in ("complete", "stopped"):
             return
         is_full = message.how == "out_of_memory"

@@ -184,7 +184,7 @@ def run_all(num_seeds: int, repeats: int, scratch: Path) -> dict[str, Any]:
         for kind in ("seconds", "cpu_seconds"):
             by_form = {f"{form}, {t} threads": spread(run[kind] for run in taken[c, form, t])
                        for c, form, t in jobs if c == case}  # fmt: skip
-            one = min(figures["median"] for name, figures in by_form.items() if name.startswith("one, "))
+            one = min(figures["median"] for name, figures in by_form.items() if name.startswith("one,"))
             ratios = {name: figures["median"] / one for name, figures in by_form.items()}
             found |= {kind: by_form, f"{kind}_to_one_seed": ratios}
         cases[case] = found

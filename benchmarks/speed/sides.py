@@ -25,7 +25,7 @@ from shapes import Shape, make_model, read_columns, shape_of
 METRICS = ["AUC", "logloss"]
 # Repeats of a metric by the side that takes milliseconds.
 METRIC_REPEATS = 7
-# Products on each side of a step.
+# At most so many products are timed before a step, and after it.
 MOST_PRODUCTS = 200
 
 
@@ -242,8 +242,8 @@ def _paired_steps(side: Side, batches: Iterator[Any]) -> list[dict[str, float]]:
     multiply, flops = _square_product(side)
     multiply()
     alone = timed(multiply, side.device)
-    in_turn = timed(lambda: side.step(next(batches)), side.device)
-    count = max(2, min(MOST_PRODUCTS, round(in_turn / alone / 2)))
+    of_step = timed(lambda: side.step(next(batches)), side.device)
+    count = max(2, min(MOST_PRODUCTS, round(of_step / alone / 2)))
 
     def multiplied() -> tuple[float, float]:
         return count * flops, timed(lambda: [multiply() for _ in range(count)], side.device)

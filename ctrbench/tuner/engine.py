@@ -221,11 +221,12 @@ class Engine:
     def _start(self, slot: Slot, job: Job) -> None:
         from ctrbench.tuner.worker import Task
 
-        is_stacked = not job.is_alone and is_faster_stacked(job.experiments[0], slot.gpu)
-        together = job.experiments[1 if self.asks else 0 :] if is_stacked else []
-        seeds = [e.training.seed for e in together] if len(together) > 1 else []
+        # Where the pruner is to judge, it does so by the first seed alone.
+        together = [e.training.seed for e in job.experiments[1 if self.asks else 0 :]]
+        if job.is_alone or len(together) < 2 or not is_faster_stacked(job.experiments[0], slot.gpu):
+            together = []
         commands = [
-            rerun_command(self.sweep, e, slot.gpu, seeds=seeds if e.training.seed in seeds else ())
+            rerun_command(self.sweep, e, slot.gpu, seeds=together if e.training.seed in together else ())
             for e in job.experiments
         ]
         task = Task(
@@ -236,7 +237,7 @@ class Engine:
             commands=commands,
             asks=self.asks,
             is_fresh=job.is_fresh,
-            is_stacked=is_stacked,
+            together=together,
         )
         job.is_fresh = False
         slot.run(job, task)

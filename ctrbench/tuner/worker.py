@@ -17,6 +17,7 @@ import queue
 import signal
 import threading
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Task:
         commands: how to run each experiment by hand.
         is_fresh: whether to begin its runs anew.
         asks: whether to wait for the pruner's word after each evaluation of the first seed.
-        is_stacked: whether to train its seeds together, but for the first one where the pruner is to judge it.
+        together: seeds that are trained in one stack, after the others.
     """
 
     trial_id: int
@@ -55,7 +56,7 @@ class Task:
     commands: list[str]
     asks: bool
     is_fresh: bool = False
-    is_stacked: bool = False
+    together: Sequence[int] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +173,11 @@ class _Trial:
 
     def _groups(self) -> list[list[int]]:
         """Positions of the experiments that are run at once."""
-        positions = list(range(len(self.task.experiments)))
-        if not self.task.is_stacked:
-            return [[position] for position in positions]
-        return [positions[:1], positions[1:]] if self.task.asks else [positions]
+        seeds = [experiment.training.seed for experiment in self.task.experiments]
+        groups = [[position] for position, seed in enumerate(seeds) if seed not in self.task.together]
+        if self.task.together:
+            groups.append([seeds.index(seed) for seed in self.task.together])
+        return groups
 
     def _run_group(self, positions: list[int]) -> None:
         """Run what is missing of these experiments and keep what they gave; then raise the first error."""
